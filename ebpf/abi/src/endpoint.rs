@@ -1,0 +1,29 @@
+//! What is on this node: `endpoint4_v1`, `endpoint6_v1`, by address.
+
+use crate::Plain;
+
+/// Value of `endpoint4_v1` and `endpoint6_v1`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct Endpoint {
+    /// The host side of the pod's veth; 0 for the host's own addresses.
+    pub ifindex: u32,
+    /// See [`endpoint_flag`].
+    pub flags: u32,
+    /// MAC address of the pod's side.
+    pub pod_mac: [u8; 6],
+    /// MAC address of the host's side.
+    pub host_mac: [u8; 6],
+    pub pad: u32,
+}
+
+// SAFETY: two words, twelve bytes, one word: no implicit padding.
+unsafe impl Plain for Endpoint {}
+
+/// Bits of [`Endpoint::flags`].
+pub mod endpoint_flag {
+    /// An address of the host itself: the packet goes to the host's stack.
+    pub const HOST: u32 = 1;
+    /// The address that source NAT uses: only answers of tracked connections may come to it.
+    pub const SOURCE_NAT: u32 = 1 << 1;
+}

@@ -1,0 +1,41 @@
+//! Names and sizes of the pinned maps. A name has at most 15 characters and ends in the version of its layout.
+
+/// Directory under the bpffs that holds maps, and in `links/` the links.
+pub const PIN_DIR: &str = "/sys/fs/bpf/fairlead";
+
+/// Greatest number of drop reasons.
+pub const DROP_REASONS: usize = 64;
+
+macro_rules! maps {
+    ($($(#[$doc:meta])* $constant:ident: $name:literal, $size_constant:ident = $size:literal;)*) => {
+        $($(#[$doc])* pub const $constant: &str = $name;
+          /// Default number of entries.
+          pub const $size_constant: usize = $size;)*
+        /// Every map, in the order in which a reader would look at them.
+        pub const ALL: &[&str] = &[$($name,)*];
+        const _: () = { $(assert!($name.len() <= 15);)* };
+    };
+}
+
+maps! {
+    CONFIG: "config_v1", CONFIG_SIZE = 1;
+    FRONTEND4: "frontend4_v1", FRONTEND4_SIZE = 65536;
+    FRONTEND6: "frontend6_v1", FRONTEND6_SIZE = 65536;
+    SERVICE: "service_v1", SERVICE_SIZE = 65536;
+    SLOT: "slot_v1", SLOT_SIZE = 262144;
+    CURSOR: "cursor_v1", CURSOR_SIZE = 65536;
+    BACKEND4: "backend4_v1", BACKEND4_SIZE = 65536;
+    BACKEND6: "backend6_v1", BACKEND6_SIZE = 65536;
+    ENDPOINT4: "endpoint4_v1", ENDPOINT4_SIZE = 4096;
+    ENDPOINT6: "endpoint6_v1", ENDPOINT6_SIZE = 4096;
+    ROUTE4: "route4_v1", ROUTE4_SIZE = 16384;
+    ROUTE6: "route6_v1", ROUTE6_SIZE = 16384;
+    PEER: "peer_v1", PEER_SIZE = 8192;
+    CONN4: "conn4_v1", CONN4_SIZE = 131072;
+    CONN6: "conn6_v1", CONN6_SIZE = 65536;
+    FRAGMENT4: "fragment4_v1", FRAGMENT4_SIZE = 8192;
+    FRAGMENT6: "fragment6_v1", FRAGMENT6_SIZE = 8192;
+    SOCKET4: "socket4_v1", SOCKET4_SIZE = 65536;
+    SOCKET6: "socket6_v1", SOCKET6_SIZE = 65536;
+    DROP: "drop_v1", DROP_SIZE = 64;
+}

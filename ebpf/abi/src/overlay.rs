@@ -1,0 +1,87 @@
+//! Routes to other nodes and their precomputed headers: `route4_v1`, `route6_v1`, `peer_v1`.
+
+use crate::{Address, Plain};
+
+/// Key of `route4_v1` and `route6_v1` (LPM tries).
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[repr(C)]
+pub struct RouteKey<A> {
+    /// Length of the prefix in bits, host order (as `struct bpf_lpm_trie_key` wants it).
+    pub prefix_len: u32,
+    pub addr: A,
+}
+
+// SAFETY: a word and a four-byte aligned address.
+unsafe impl<A: Address> Plain for RouteKey<A> {}
+
+/// Value of `route4_v1` and `route6_v1`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct Route {
+    /// Index into `peer_v1`; 0 is never given.
+    pub peer_id: u32,
+}
+
+// SAFETY: one word.
+unsafe impl Plain for Route {}
+
+/// Value of `peer_v1`, an array by peer id: everything that a packet to that node needs, computed in user space.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(C)]
+pub struct Peer {
+    /// IPv4 | UDP | VXLAN | inner Ethernet, 50 bytes, for an IPv4 underlay; IPv6 | UDP | VXLAN | inner Ethernet, 70
+    /// bytes, for an IPv6 underlay. Total length, UDP length, UDP source port and checksums are zero: the program
+    /// fills them in. The inner EtherType is filled in too.
+    pub header: [u8; 72],
+    /// Sum of the 16-bit words of the outer IPv4 header as it stands in `header`, folded once, not complemented.
+    pub header_sum: u32,
+    /// Length of `header` in use, in bytes: 50 or 70; 0 when [`Peer::mode`] is direct.
+    pub header_len: u16,
+    /// See [`peer_mode`].
+    pub mode: u8,
+    /// Family of the underlay address: 2 or 10 (`AF_INET`, `AF_INET6`).
+    pub underlay_family: u8,
+    /// The node's underlay address, in network byte order; an IPv4 address takes the first four bytes.
+    pub underlay_addr: [u8; 16],
+    /// Largest inner IP packet that fits, in bytes.
+    pub mtu: u32,
+    pub pad: u32,
+}
+
+// SAFETY: 72 bytes, a word, four bytes, 16 bytes, two words: no implicit padding.
+unsafe impl Plain for Peer {}
+
+impl Default for Peer {
+    fn default() -> Self {
+        Self {
+            header: [0; 72],
+            header_sum: 0,
+            header_len: 0,
+            mode: peer_mode::NONE,
+            underlay_family: 0,
+            underlay_addr: [0; 16],
+            mtu: 0,
+            pad: 0,
+        }
+    }
+}
+
+/// Values of [`Peer::mode`].
+pub mod peer_mode {
+    /// The id is not in use.
+    pub const NONE: u8 = 0;
+    /// VXLAN (RFC 7348) as flannel lays it on the wire.
+    pub const VXLAN: u8 = 1;
+    /// Plain routing to the node's underlay address on a shared link (flannel's host-gw).
+    pub const DIRECT: u8 = 2;
+}
+
+/// Offsets in [`Peer::header`] for an IPv4 underlay, and sizes. RFC 791, RFC 768, RFC 7348 section 5.
+pub mod overlay_header {
+    pub const LEN_V4: usize = 50;
+    pub const LEN_V6: usize = 70;
+    pub const IPV4_TOTAL_LEN: usize = 2;
+    pub const IPV4_CHECKSUM: usize = 10;
+    pub const UDP_V4: usize = 20;
+    pub const UDP_V6: usize = 40;
+}
