@@ -1,1 +1,38 @@
-//! node-agent-host
+//! The node's own side: netlink, namespaces, sysctls, mounts and the addresses of pods. It knows neither BPF programs
+//! nor Kubernetes objects.
+//!
+//! The order in which an agent uses it:
+//! 1. [`bpffs_mounted`], [`cgroup2_root`]: what the dataplane needs is there;
+//! 2. [`Network::connect`], [`Network::uplink`]: what the node looks like;
+//! 3. [`apply_host_sysctls`], [`Network::ensure_host_device`], [`Network::set_host_routes`]: the host's own way to pods
+//!    and services;
+//! 4. [`Ipam::open`], then for each pod [`Ipam::allocate`] and [`Network::wire_pod`].
+//!
+//! The state of the network is read from the kernel and from nowhere else, so an agent that was killed finds all of it
+//! again: the device of a pod carries the pod's uid in its alias.
+
+mod error;
+mod host_device;
+mod ipam;
+mod mac;
+mod mounts;
+mod namespace;
+mod netlink;
+mod pod_cidr;
+mod pod_link;
+mod route;
+mod sysctl;
+mod uplink;
+
+pub use error::NetworkError;
+pub use host_device::{HOST_DEVICE, HOST_DEVICE_PEER, HostDevice, HostDeviceSpec};
+pub use ipam::{Ipam, IpamError, Lease};
+pub use mac::MacAddr;
+pub use mounts::{MountError, bpffs_mounted, cgroup2_root, mount_bpffs};
+pub use namespace::{in_namespace, namespace_id};
+pub use netlink::Network;
+pub use pod_cidr::{PodCidr, PodCidrError};
+pub use pod_link::{PodLink, PodLinkSpec, pod_device_name};
+pub use route::RouteChanges;
+pub use sysctl::{SysctlError, apply_host_sysctls};
+pub use uplink::Uplink;
