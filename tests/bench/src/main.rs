@@ -1,0 +1,59 @@
+//! Side-by-side benchmarks: every variant alive at once, one core, slices of milliseconds in one process.
+
+mod bpf;
+mod cell;
+mod client;
+mod interleave;
+mod live_frames;
+mod netns;
+mod report;
+mod server;
+mod smoke;
+mod stats;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+/// Measures Fairlead beside what the kernel does without it.
+#[derive(Debug, Parser)]
+#[command(name = "tests-bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Services against plain routing, the overlay against the kernel's vxlan: under three minutes.
+    Smoke(Options),
+    /// The backend pod's server; started by the benches.
+    #[command(hide = true)]
+    Serve {
+        #[arg(required = true)]
+        addresses: Vec<IpAddr>,
+    },
+}
+
+/// What every bench takes.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Write the rows to this file, as a JSON array.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// A quarter of the rounds: to see that it runs, not to compare.
+    #[arg(long)]
+    quick: bool,
+    /// The core that client, server and packets share; the last one by default.
+    #[arg(long, value_name = "N")]
+    cpu: Option<usize>,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().bench {
+        Bench::Smoke(options) => smoke::run(&options),
+        Bench::Serve { addresses } => server::serve(&addresses),
+    }
+}
