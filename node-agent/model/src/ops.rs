@@ -14,20 +14,41 @@ pub enum MapOp {
     V6(FamilyOp<Addr6>),
     Config(Config),
     /// Backend ids from `base` on. Arrays cannot delete: a freed range keeps its old ids until it is given again.
-    Slots { base: u32, backend_ids: Vec<u32> },
-    Service { id: u32, service: Option<Service> },
+    Slots {
+        base: u32,
+        backend_ids: Vec<u32>,
+    },
+    Service {
+        id: u32,
+        service: Option<Service>,
+    },
     /// `Peer::default()` frees the id.
-    Peer { id: u32, peer: Peer },
+    Peer {
+        id: u32,
+        peer: Peer,
+    },
 }
 
 /// The writes that exist once an address family. `None` deletes.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum FamilyOp<A> {
-    Frontend { key: FrontendKey<A>, frontend: Option<Frontend> },
+    Frontend {
+        key: FrontendKey<A>,
+        frontend: Option<Frontend>,
+    },
     /// `state: FREE` frees the id, its epoch stays.
-    Backend { id: u32, backend: Backend<A> },
-    Endpoint { addr: A, endpoint: Option<Endpoint> },
-    Route { key: RouteKey<A>, route: Option<Route> },
+    Backend {
+        id: u32,
+        backend: Backend<A>,
+    },
+    Endpoint {
+        addr: A,
+        endpoint: Option<Endpoint>,
+    },
+    Route {
+        key: RouteKey<A>,
+        route: Option<Route>,
+    },
 }
 
 /// What the maps hold that the reconciler owns. Array entries that are all zero are left out.

@@ -1,0 +1,162 @@
+//! What the maps hold, who holds which id, and what a plan touched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ebpf_abi::{Addr4, Addr6, Family, Peer, Service, peer_mode};
+use ipnetwork::IpNetwork;
+
+use crate::address::PerFamily;
+use crate::backends::BackendTable;
+use crate::desired::{FrontendAddr, SetKey};
+use crate::ids::IdPool;
+use crate::ranges::{RangePool, SlotRange};
+use crate::{Capacity, Snapshot};
+
+/// The user space side of the maps. Made from what they hold, so that a restarted agent goes on with the same ids.
+#[derive(Debug)]
+pub struct Applied {
+    pub(crate) capacity: Capacity,
+    /// What the maps hold, as far as we know.
+    pub(crate) held: Snapshot,
+    /// The next plan compares everything.
+    pub(crate) full: bool,
+    pub(crate) service_ids: IdPool,
+    pub(crate) slot_ranges: RangePool,
+    pub(crate) peer_ids: IdPool,
+    pub(crate) backends: PerFamily<BackendTable>,
+    pub(crate) sets: BTreeMap<crate::ObjectName, BTreeMap<SetKey, PlacedSet>>,
+    pub(crate) set_of_id: BTreeMap<u32, SetKey>,
+    /// Who wants a frontend; the first has it.
+    pub(crate) frontends: BTreeMap<FrontendAddr, BTreeMap<SetKey, u32>>,
+    pub(crate) peers: BTreeMap<String, PlacedPeer>,
+    pub(crate) peer_of_id: BTreeMap<u32, String>,
+    /// Which nodes want a prefix; the first has it.
+    pub(crate) routes: BTreeMap<IpNetwork, BTreeSet<String>>,
+    pub(crate) restored: Restored,
+    pub(crate) incoming: PerFamily<Incoming>,
+    pub(crate) touched: Touched,
+}
+
+/// A service of the maps that has its ids.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PlacedSet {
+    pub(crate) id: u32,
+    pub(crate) range: SlotRange,
+    pub(crate) backend_ids: Vec<u32>,
+    pub(crate) draining: BTreeSet<u32>,
+    pub(crate) frontends: BTreeSet<FrontendAddr>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct PlacedPeer {
+    pub(crate) id: u32,
+    pub(crate) peer: Peer,
+    pub(crate) prefixes: BTreeSet<IpNetwork>,
+}
+
+/// Ids that the maps used at the start and that nobody has come for yet.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Restored {
+    /// With the ranges that were theirs alone.
+    pub(crate) services: BTreeMap<u32, SlotRange>,
+    pub(crate) peers: BTreeSet<u32>,
+}
+
+/// How many entries this plan adds: writes come before deletions, so what will go still takes its place.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Incoming {
+    pub(crate) frontends: usize,
+    pub(crate) routes: usize,
+}
+
+/// Map entries whose wanted value may differ from the held one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Touched {
+    pub(crate) frontends: BTreeSet<FrontendAddr>,
+    pub(crate) services: BTreeSet<u32>,
+    pub(crate) endpoints: BTreeSet<IpAddr>,
+    pub(crate) routes: BTreeSet<IpNetwork>,
+    pub(crate) peers: BTreeSet<u32>,
+    pub(crate) config: bool,
+}
+
+impl Applied {
+    /// Starts from what the maps hold; the first plan adopts what is still wanted and removes the rest.
+    pub fn restore(snapshot: Snapshot, capacity: Capacity) -> Self {
+        let mut slot_ranges = RangePool::new(capacity.slots);
+        let mut restored = Restored::default();
+        for (id, service) in &snapshot.services {
+            let range = range_of(service);
+            // Two services on one slot, or slots beyond the map: neither is believed, both get a range of their own.
+            restored.services.insert(
+                *id,
+                if slot_ranges.claim(range) {
+                    range
+                } else {
+                    SlotRange::default()
+                },
+            );
+        }
+        restored.peers = snapshot
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.mode != peer_mode::NONE)
+            .map(|(id, _)| *id)
+            .collect();
+        Self {
+            service_ids: IdPool::new(
+                capacity.services,
+                &restored.services.keys().copied().collect(),
+            ),
+            peer_ids: IdPool::new(capacity.peers, &restored.peers),
+            backends: PerFamily::new(
+                BackendTable::restore::<Addr4>(&snapshot, capacity.backends4),
+                BackendTable::restore::<Addr6>(&snapshot, capacity.backends6),
+            ),
+            slot_ranges,
+            capacity,
+            held: snapshot,
+            full: true,
+            sets: BTreeMap::new(),
+            set_of_id: BTreeMap::new(),
+            frontends: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            peer_of_id: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            restored,
+            incoming: PerFamily::default(),
+            touched: Touched::default(),
+        }
+    }
+
+    /// Takes what the maps really hold, after a failure or from time to time; ids stay, the next plan compares everything.
+    pub fn resync(&mut self, snapshot: Snapshot) {
+        self.held = snapshot;
+        self.full = true;
+    }
+
+    /// What the maps hold if every planned operation succeeded.
+    pub fn held(&self) -> &Snapshot {
+        &self.held
+    }
+
+    /// Whether the next plan compares everything.
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    pub(crate) fn table(&mut self, family: Family) -> &mut BackendTable {
+        self.backends.get_mut(family)
+    }
+}
+
+pub(crate) fn range_of(service: &Service) -> SlotRange {
+    match service.slot_count {
+        0 => SlotRange::default(),
+        len => SlotRange {
+            base: service.slot_base,
+            len,
+        },
+    }
+}

@@ -1,0 +1,362 @@
+//! From touched entries to operations: compares what is wanted with what is held, and orders what differs.
+//!
+//! Order: what is pointed at comes before what points at it, and goes after it. Between the two lies the replacement
+//! of the service's value, the one step in which clients see a new set of backends.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ebpf_abi::{
+    Addr4, Addr6, Backend, Family, Frontend, FrontendKey, Peer, Route, RouteKey, Service,
+    backend_state, maps, peer_mode,
+};
+use ipnetwork::IpNetwork;
+
+use crate::desired::FrontendAddr;
+use crate::{Applied, Desired, FamilyOp, MapFamily, MapOp, Plan, Refusal};
+
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Phase {
+    Config,
+    PeerPut,
+    RoutePut,
+    EndpointPut,
+    BackendPut,
+    Slots,
+    ServicePut,
+    FrontendPut,
+    FrontendDelete,
+    ServiceDelete,
+    BackendRetire,
+    EndpointDelete,
+    RouteDelete,
+    PeerFree,
+}
+
+type Phased = Vec<(Phase, MapOp)>;
+
+/// Appends the operations to the plan, and takes them as done.
+pub(crate) fn emit(desired: &mut Desired, applied: &mut Applied, plan: &mut Plan) {
+    let mut ops = Phased::new();
+    let touched = std::mem::take(&mut applied.touched);
+    if touched.config
+        && let Some(config) = desired.config
+        && applied.held.config != config
+    {
+        ops.push((Phase::Config, MapOp::Config(config)));
+    }
+    for id in touched.peers {
+        peer_ops(applied, id, &mut ops);
+    }
+    for prefix in touched.routes {
+        route_ops::<Addr4>(applied, prefix, &mut ops);
+        route_ops::<Addr6>(applied, prefix, &mut ops);
+    }
+    let mut room = Room::new(applied);
+    for addr in touched.endpoints {
+        let fitted = endpoint_ops::<Addr4>(desired, applied, addr, &mut room.v4, &mut ops)
+            && endpoint_ops::<Addr6>(desired, applied, addr, &mut room.v6, &mut ops);
+        if !fitted {
+            let map = if addr.is_ipv4() {
+                maps::ENDPOINT4
+            } else {
+                maps::ENDPOINT6
+            };
+            plan.refused.push(Refusal {
+                object: addr.to_string(),
+                map,
+            });
+            desired.dirty_mut().endpoints.insert(addr);
+        }
+    }
+    backend_ops::<Addr4>(applied, &mut ops);
+    backend_ops::<Addr6>(applied, &mut ops);
+    for id in touched.services {
+        service_ops(applied, id, &mut ops);
+    }
+    for frontend in touched.frontends {
+        frontend_ops::<Addr4>(applied, frontend, &mut ops);
+        frontend_ops::<Addr6>(applied, frontend, &mut ops);
+    }
+    ops.sort_by_key(|(phase, _)| *phase);
+    for (_, op) in ops {
+        applied.held.apply_one(&op);
+        plan.ops.push(op);
+    }
+}
+
+/// `None` if the frontend is of the other family.
+pub(crate) fn frontend_key<A: MapFamily>(frontend: &FrontendAddr) -> Option<FrontendKey<A>> {
+    let addr = A::from_ip(frontend.addr.ip())?;
+    Some(FrontendKey {
+        addr,
+        port_be: frontend.addr.port().to_be(),
+        protocol: frontend.protocol,
+        pad: 0,
+    })
+}
+
+/// `None` if the prefix is of the other family.
+pub(crate) fn route_key<A: MapFamily>(prefix: IpNetwork) -> Option<RouteKey<A>> {
+    Some(RouteKey {
+        prefix_len: prefix.prefix().into(),
+        addr: A::from_ip(prefix.network())?,
+    })
+}
+
+impl Applied {
+    /// Marks everything that is wanted or held, so that all of it is compared.
+    pub(crate) fn touch_all(&mut self) {
+        self.touched.config = true;
+        self.touched.frontends.extend(self.frontends.keys());
+        self.touched.services.extend(self.set_of_id.keys());
+        self.touched.services.extend(self.held.services.keys());
+        self.touched.routes.extend(self.routes.keys());
+        self.touched.peers.extend(self.peer_of_id.keys());
+        self.touched.peers.extend(self.held.peers.keys());
+        self.touch_held::<Addr4>();
+        self.touch_held::<Addr6>();
+    }
+
+    fn touch_held<A: MapFamily>(&mut self) {
+        let half = A::half(&self.held);
+        self.touched
+            .frontends
+            .extend(half.frontends.keys().map(|key| FrontendAddr {
+                addr: SocketAddr::new(key.addr.to_ip(), u16::from_be(key.port_be)),
+                protocol: key.protocol,
+            }));
+        self.touched
+            .endpoints
+            .extend(half.endpoints.keys().map(|addr| addr.to_ip()));
+        self.touched
+            .routes
+            .extend(half.routes.keys().filter_map(|key| {
+                let prefix_len = u8::try_from(key.prefix_len).ok()?;
+                IpNetwork::new(key.addr.to_ip(), prefix_len).ok()
+            }));
+        let in_use = half
+            .backends
+            .iter()
+            .filter(|(_, backend)| backend.state != backend_state::FREE);
+        let ids: Vec<u32> = in_use.map(|(id, _)| *id).collect();
+        let table = self.backends.get_mut(A::FAMILY);
+        table.touch_all();
+        table.touch(ids);
+    }
+}
+
+/// Entries that still fit.
+struct Room {
+    v4: usize,
+    v6: usize,
+}
+
+impl Room {
+    fn new(applied: &Applied) -> Self {
+        let held = &applied.held;
+        Self {
+            v4: applied
+                .capacity
+                .endpoints(Family::V4)
+                .saturating_sub(held.v4.endpoints.len()),
+            v6: applied
+                .capacity
+                .endpoints(Family::V6)
+                .saturating_sub(held.v6.endpoints.len()),
+        }
+    }
+}
+
+fn peer_ops(applied: &Applied, id: u32, ops: &mut Phased) {
+    let wanted = applied
+        .peer_of_id
+        .get(&id)
+        .and_then(|node| applied.peers.get(node))
+        .map(|placed| placed.peer);
+    let held = applied.held.peers.get(&id).copied().unwrap_or_default();
+    match wanted {
+        Some(peer) if peer != held => ops.push((Phase::PeerPut, MapOp::Peer { id, peer })),
+        None if held.mode != peer_mode::NONE => {
+            ops.push((
+                Phase::PeerFree,
+                MapOp::Peer {
+                    id,
+                    peer: Peer::default(),
+                },
+            ));
+        }
+        _ => {}
+    }
+}
+
+fn route_ops<A: MapFamily>(applied: &Applied, prefix: IpNetwork, ops: &mut Phased) {
+    let Some(key) = route_key::<A>(prefix) else {
+        return;
+    };
+    let node = applied.routes.get(&prefix).and_then(|nodes| nodes.first());
+    let wanted = node
+        .and_then(|node| applied.peers.get(node))
+        .map(|placed| Route { peer_id: placed.id });
+    let held = A::half(&applied.held).routes.get(&key).copied();
+    if wanted != held {
+        let phase = if wanted.is_some() {
+            Phase::RoutePut
+        } else {
+            Phase::RouteDelete
+        };
+        ops.push((phase, A::op(FamilyOp::Route { key, route: wanted })));
+    }
+}
+
+/// False if the endpoint does not fit.
+fn endpoint_ops<A: MapFamily>(
+    desired: &Desired,
+    applied: &Applied,
+    ip: IpAddr,
+    room: &mut usize,
+    ops: &mut Phased,
+) -> bool {
+    let Some(addr) = A::from_ip(ip) else {
+        return true;
+    };
+    let wanted = desired.endpoints.get(&ip).copied();
+    let held = A::half(&applied.held).endpoints.get(&addr).copied();
+    if wanted == held {
+        return true;
+    }
+    if held.is_none() {
+        let Some(left) = room.checked_sub(1) else {
+            return false;
+        };
+        *room = left;
+    }
+    let phase = if wanted.is_some() {
+        Phase::EndpointPut
+    } else {
+        Phase::EndpointDelete
+    };
+    ops.push((
+        phase,
+        A::op(FamilyOp::Endpoint {
+            addr,
+            endpoint: wanted,
+        }),
+    ));
+    true
+}
+
+/// The epoch rises whenever the id changes hands: given, given to another address, withdrawn.
+fn backend_ops<A: MapFamily>(applied: &mut Applied, ops: &mut Phased) {
+    let table = applied.backends.get_mut(A::FAMILY);
+    for id in table.take_touched() {
+        let held = A::half(&applied.held)
+            .backends
+            .get(&id)
+            .copied()
+            .unwrap_or_default();
+        let wanted = table.wanted(id).and_then(|(addr, state)| {
+            Some(Backend {
+                addr: A::from_ip(addr.ip())?,
+                port_be: addr.port().to_be(),
+                state,
+                epoch: held.epoch,
+            })
+        });
+        let next_epoch = held.epoch.wrapping_add(1);
+        let backend = match wanted {
+            Some(wanted) if wanted == held => continue,
+            Some(wanted) => {
+                let same_address = wanted.addr == held.addr && wanted.port_be == held.port_be;
+                let same = same_address && held.state != backend_state::FREE;
+                Backend {
+                    epoch: if same { held.epoch } else { next_epoch },
+                    ..wanted
+                }
+            }
+            None if held.state == backend_state::FREE => continue,
+            None => Backend {
+                state: backend_state::FREE,
+                epoch: next_epoch,
+                ..Backend::default()
+            },
+        };
+        let phase = if backend.state == backend_state::ACTIVE {
+            Phase::BackendPut
+        } else {
+            Phase::BackendRetire
+        };
+        ops.push((phase, A::op(FamilyOp::Backend { id, backend })));
+    }
+}
+
+fn service_ops(applied: &Applied, id: u32, ops: &mut Phased) {
+    let placed = applied
+        .set_of_id
+        .get(&id)
+        .and_then(|key| applied.sets.get(&key.service)?.get(key));
+    let held = applied.held.services.get(&id).copied();
+    let wanted = placed.map(|set| Service {
+        slot_base: set.range.base,
+        slot_count: set.range.len,
+        ..Service::default()
+    });
+    if let Some(set) = placed {
+        let slots = set.range.base..set.range.base + set.range.len;
+        let same = slots
+            .zip(&set.backend_ids)
+            .all(|(slot, id)| applied.held.slots.get(&slot) == Some(id));
+        if !same {
+            let op = MapOp::Slots {
+                base: set.range.base,
+                backend_ids: set.backend_ids.clone(),
+            };
+            ops.push((Phase::Slots, op));
+        }
+    }
+    if wanted != held {
+        let phase = if wanted.is_some() {
+            Phase::ServicePut
+        } else {
+            Phase::ServiceDelete
+        };
+        ops.push((
+            phase,
+            MapOp::Service {
+                id,
+                service: wanted,
+            },
+        ));
+    }
+}
+
+fn frontend_ops<A: MapFamily>(applied: &Applied, frontend: FrontendAddr, ops: &mut Phased) {
+    let Some(key) = frontend_key::<A>(&frontend) else {
+        return;
+    };
+    let first = applied
+        .frontends
+        .get(&frontend)
+        .and_then(|claims| claims.first_key_value());
+    let wanted = first.and_then(|(owner, flags)| {
+        let set = applied.sets.get(&owner.service)?.get(owner)?;
+        Some(Frontend {
+            service_id: set.id,
+            flags: *flags,
+        })
+    });
+    let held = A::half(&applied.held).frontends.get(&key).copied();
+    if wanted != held {
+        let phase = if wanted.is_some() {
+            Phase::FrontendPut
+        } else {
+            Phase::FrontendDelete
+        };
+        ops.push((
+            phase,
+            A::op(FamilyOp::Frontend {
+                key,
+                frontend: wanted,
+            }),
+        ));
+    }
+}
