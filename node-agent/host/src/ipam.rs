@@ -228,22 +228,20 @@ impl Ipam {
     fn write_lease(&self, address: IpAddr, owner: &str) -> Result<(), IpamError> {
         let pending = self.directory.join(PENDING);
         let path = self.path(address);
-        let mut file = File::create(&pending).map_err(at("create", &pending))?;
+        // Never truncate what is there: after a failure it may be another lease's second name.
+        remove_if_there(&pending)?;
+        let mut file = File::create_new(&pending).map_err(at("create", &pending))?;
         file.write_all(owner.as_bytes())
             .and_then(|()| file.sync_all())
             .map_err(at("write", &pending))?;
         fs::hard_link(&pending, &path).map_err(at("link", &path))?;
-        fs::remove_file(&pending).map_err(at("remove", &pending))
+        // The lease stands; a name that is left over goes with the next lease.
+        let _ = fs::remove_file(&pending);
+        Ok(())
     }
 
     fn remove(&self, state: &mut State, address: IpAddr) -> Result<(), IpamError> {
-        let path = self.path(address);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(at("remove", &path)(error));
-            }
-            _ => {}
-        }
+        remove_if_there(&self.path(address))?;
         state.owners.remove(&address);
         Ok(())
     }
@@ -261,6 +259,13 @@ impl Ipam {
     /// The state stays consistent at every step that can panic, so a poisoned lock is as good as any.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn remove_if_there(path: &Path) -> Result<(), IpamError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(error)),
+        _ => Ok(()),
     }
 }
 
