@@ -1,1 +1,64 @@
-fn main() {}
+//! The project's commands: `cargo xtask NAME`. Each prints what it does and works from a clean clone.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod check;
+mod command;
+mod ebpf;
+mod setup;
+mod test;
+mod up;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Fairlead's development commands.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what is missing: packages, the eBPF toolchain, bpf-linker, kubectl
+    Setup,
+    /// Build the eBPF object to target/ebpf/fairlead.bpf.o
+    BuildEbpf,
+    /// Formatting, clippy, the rules of ARCHITECTURE.md; needs no root
+    Check,
+    /// Everything: check, unit tests, real-kernel tests, kubectl, a whole cluster; needs root
+    Test(test::Options),
+    /// Start a cluster of several nodes on this machine, prove its traffic, stay until Ctrl-C
+    Up(up::Options),
+    /// Remove a detached or crashed cluster
+    Down,
+    /// Run something where a node is
+    #[command(subcommand)]
+    Node(up::NodeCommand),
+    /// Run a benchmark of tests/bench: `cargo xtask bench NAME [--json FILE]`
+    Bench(bench::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Setup => setup::run(),
+        Command::BuildEbpf => ebpf::run(),
+        Command::Check => check::run(),
+        Command::Test(options) => test::run(&options),
+        Command::Up(options) => up::run(&options),
+        Command::Down => up::down(),
+        Command::Node(command) => up::node(&command),
+        Command::Bench(options) => bench::run(&options),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Where things are in this work tree.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::command::Run;
+
+/// The folder of the virtual workspace's Cargo.toml.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies in a folder of the workspace")
+}
+
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// Tools that `setup` fetched because the machine had none.
+pub fn tools() -> PathBuf {
+    target().join("tools")
+}
+
+/// The binary that `cargo build` of the default profile leaves.
+pub fn binary(name: &str) -> PathBuf {
+    target().join("debug").join(name)
+}
+
+pub fn metadata() -> Result<cargo_metadata::Metadata> {
+    cargo_metadata::MetadataCommand::new()
+        .manifest_path(root().join("Cargo.toml"))
+        .exec()
+        .context("cargo metadata")
+}
+
+/// Builds the given packages with their binaries, quietly unless something fails.
+pub fn build(packages: &[&str]) -> Result<()> {
+    let mut run = Run::new("cargo")
+        .args(["build", "--quiet"])
+        .directory(root());
+    for package in packages {
+        run = run.args(["-p", package]);
+    }
+    run.status()
+}
