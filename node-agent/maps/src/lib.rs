@@ -1,1 +1,40 @@
-//! node-agent-maps
+//! The dataplane in the kernel as user space sees it: load, attach, pin, read and write, collect.
+//!
+//! This is the only crate that knows aya. [`Dataplane::open`] loads the object that `build.rs` built, adopts what an
+//! earlier agent pinned, and hands out [`Maps`], through which the reconciler writes
+//! ([`MapSink`](node_agent_model::MapSink)) and everybody else reads. [`Maps::open_read_only`] needs no agent.
+//!
+//! `cargo build -p node-agent-maps` leaves the object at `OUT_DIR/fairlead.bpf.o`, `OUT_DIR` being
+//! `target/<profile>/build/node-agent-maps-<hash>/out` (cargo's `--message-format=json` names it in the
+//! `build-script-executed` message of this package). The same bytes are [`OBJECT`].
+
+mod attach;
+mod bytes;
+mod counters;
+mod error;
+mod gc;
+mod identity;
+mod layout;
+mod live_frames;
+mod load;
+mod maps;
+mod object;
+mod program;
+mod sink;
+mod snapshot;
+mod sys;
+mod table;
+mod test_run;
+
+pub use attach::{Attached, Link, LinkTarget};
+pub use counters::{MapUsage, Operations};
+pub use error::Error;
+pub use gc::{ConnState, GcReport, Timeouts, conn_state, monotonic_now_ns};
+pub use layout::MapLayout;
+pub use live_frames::{LiveFrames, LiveFramesRun};
+pub use load::{Dataplane, Options};
+pub use maps::{FamilyMaps, MapFamily, Maps};
+pub use object::OBJECT;
+pub use program::Program;
+pub use table::{MapError, Table};
+pub use test_run::{TestRun, TestRunResult};

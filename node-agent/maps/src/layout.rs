@@ -1,0 +1,64 @@
+//! The layout of a map: what must match before a pinned map may be adopted.
+
+use std::fmt;
+
+/// What the kernel fixes when a map is created.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct MapLayout {
+    /// `enum bpf_map_type`.
+    pub map_type: u32,
+    /// In bytes.
+    pub key_size: u32,
+    /// In bytes.
+    pub value_size: u32,
+    pub max_entries: u32,
+    /// `BPF_F_*` flags of map creation.
+    pub flags: u32,
+}
+
+/// The values of `enum bpf_map_type` (linux/bpf.h) that the object uses.
+pub(crate) mod map_type {
+    pub const HASH: u32 = 1;
+    pub const ARRAY: u32 = 2;
+    pub const PERCPU_ARRAY: u32 = 6;
+    pub const LRU_HASH: u32 = 9;
+    pub const LPM_TRIE: u32 = 11;
+}
+
+impl fmt::Display for MapLayout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.map_type {
+            map_type::HASH => f.write_str("hash")?,
+            map_type::ARRAY => f.write_str("array")?,
+            map_type::PERCPU_ARRAY => f.write_str("percpu_array")?,
+            map_type::LRU_HASH => f.write_str("lru_hash")?,
+            map_type::LPM_TRIE => f.write_str("lpm_trie")?,
+            other => write!(f, "type {other}")?,
+        }
+        write!(
+            f,
+            " key {} B value {} B max_entries {} flags {:#x}",
+            self.key_size, self.value_size, self.max_entries, self.flags
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layout_reads_as_bpftool_would_say_it() {
+        let layout = MapLayout {
+            map_type: 1,
+            key_size: 8,
+            value_size: 16,
+            max_entries: 3,
+            flags: 1,
+        };
+        assert_eq!(
+            layout.to_string(),
+            "hash key 8 B value 16 B max_entries 3 flags 0x1"
+        );
+    }
+}

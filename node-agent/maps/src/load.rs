@@ -1,0 +1,284 @@
+//! Loading: adopt the pinned maps, load the programs, keep pinned programs that are the same.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::{Ebpf, EbpfLoader};
+use ebpf_abi::maps as names;
+
+use crate::{
+    Error, MapLayout, Maps, OBJECT, Program, identity::Identity, object, sys, sys::Access,
+};
+
+/// The loaded dataplane. Dropping it detaches nothing: maps, programs and links stay pinned and keep forwarding.
+#[derive(Debug)]
+pub struct Dataplane {
+    pub(crate) pin_dir: PathBuf,
+    maps: Maps,
+    programs: BTreeMap<Program, Loaded>,
+}
+
+/// How to load.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Sizes of maps by name, in place of the object's. They hold for new pins; a pinned map of another size is an
+    /// error.
+    pub max_entries: BTreeMap<&'static str, u32>,
+    /// Read the records that the programs write with aya-log and hand them to the `log` facade. Does nothing, with a
+    /// warning, when the object was built without its `log` feature.
+    pub log: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub fd: OwnedFd,
+    pub id: u32,
+    pub identity: Identity,
+}
+
+impl Dataplane {
+    /// Loads the object, with its maps, programs and (when they are attached) links pinned in `pin_dir`, usually
+    /// [`ebpf_abi::maps::PIN_DIR`].
+    ///
+    /// Maps that are pinned there are adopted with what they hold; programs that are pinned there and do the same as
+    /// the object's are kept.
+    ///
+    /// # Errors
+    ///
+    /// When `pin_dir` is not on a bpffs, when a pinned map has another layout than the object wants, when the
+    /// kernel's verifier refuses a program.
+    pub fn open(pin_dir: &Path, options: &Options) -> Result<Self, Error> {
+        make_pin_dirs(pin_dir)?;
+        check_layouts(pin_dir, options)?;
+        let mut ebpf = load_object(pin_dir, options)?;
+        let maps = Maps::open(pin_dir, Access::ReadWrite)?;
+        let pinned_maps = maps
+            .all()
+            .map(|map| sys::map_info(map.fd()).map(|(id, _)| id))
+            .collect::<io::Result<Vec<u32>>>()
+            .map_err(|source| Error::File {
+                action: "read the map ids in",
+                path: pin_dir.into(),
+                source,
+            })?;
+
+        let mut programs = BTreeMap::new();
+        for program in Program::ALL {
+            let fd = load_program(&mut ebpf, program)?;
+            let loaded = pin_program(pin_dir, program, fd, &pinned_maps)?;
+            programs.insert(program, loaded);
+        }
+        if options.log {
+            start_log(&mut ebpf)?;
+        }
+        Ok(Self {
+            pin_dir: pin_dir.into(),
+            maps,
+            programs,
+        })
+    }
+
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    pub fn pin_dir(&self) -> &Path {
+        &self.pin_dir
+    }
+
+    pub(crate) fn program(&self, program: Program) -> &Loaded {
+        self.programs
+            .get(&program)
+            .expect("open loads every program of Program::ALL")
+    }
+
+    /// Whether the program with this id does the same as the one that was loaded.
+    pub(crate) fn is_same(&self, program: Program, id: u32) -> io::Result<bool> {
+        let loaded = self.program(program);
+        if loaded.id == id {
+            return Ok(true);
+        }
+        let pinned_maps = self
+            .maps
+            .all()
+            .map(|map| sys::map_info(map.fd()).map(|(id, _)| id))
+            .collect::<io::Result<Vec<u32>>>()?;
+        let other = sys::prog_by_id(id)?;
+        Ok(Identity::of(other.as_fd(), &pinned_maps)?.same(&loaded.identity))
+    }
+}
+
+impl Loaded {
+    fn new(fd: OwnedFd, pinned_maps: &[u32]) -> io::Result<Self> {
+        let id = sys::prog_info(fd.as_fd())?.id;
+        let identity = Identity::of(fd.as_fd(), pinned_maps)?;
+        Ok(Self { fd, id, identity })
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn make_pin_dirs(pin_dir: &Path) -> Result<(), Error> {
+    let file_error = |action, path: &Path| {
+        let path = path.to_path_buf();
+        move |source| Error::File {
+            action,
+            path,
+            source,
+        }
+    };
+    let existing = pin_dir
+        .ancestors()
+        .find(|dir| dir.exists())
+        .unwrap_or(Path::new("/"));
+    if !sys::is_bpffs(existing).map_err(file_error("look at", existing))? {
+        return Err(Error::NotBpffs {
+            path: pin_dir.into(),
+        });
+    }
+    for dir in [
+        pin_dir.to_path_buf(),
+        programs_dir(pin_dir),
+        links_dir(pin_dir),
+    ] {
+        fs::create_dir_all(&dir).map_err(file_error("create", &dir))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn programs_dir(pin_dir: &Path) -> PathBuf {
+    pin_dir.join("programs")
+}
+
+pub(crate) fn links_dir(pin_dir: &Path) -> PathBuf {
+    pin_dir.join("links")
+}
+
+/// Compares what is pinned with what the object wants: aya adopts a pin without looking.
+fn check_layouts(pin_dir: &Path, options: &Options) -> Result<(), Error> {
+    let declared = object::declared_maps()?;
+    for &name in names::ALL {
+        let mut wanted: MapLayout = *declared.get(name).ok_or_else(|| Error::NotInObject {
+            what: "map",
+            name: name.into(),
+        })?;
+        if let Some(&max_entries) = options.max_entries.get(name) {
+            wanted.max_entries = max_entries;
+        }
+        let path = pin_dir.join(name);
+        let pinned = sys::obj_get(&path, Access::ReadOnly)
+            .and_then(|fd| fd.map(|fd| sys::map_info(fd.as_fd())).transpose())
+            .map_err(|source| Error::File {
+                action: "open pinned map",
+                path: path.clone(),
+                source,
+            })?;
+        if let Some((_, pinned)) = pinned
+            && pinned != wanted
+        {
+            return Err(Error::LayoutDiffers {
+                map: name,
+                path,
+                pinned,
+                wanted,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn load_object(pin_dir: &Path, options: &Options) -> Result<Ebpf, Error> {
+    let mut loader = EbpfLoader::new();
+    for &name in names::ALL {
+        loader.map_pin_path(name, pin_dir.join(name));
+    }
+    for (&name, &size) in &options.max_entries {
+        loader.map_max_entries(name, size);
+    }
+    loader
+        .load(OBJECT)
+        .map_err(|source| Error::Object { source })
+}
+
+fn load_program(ebpf: &mut Ebpf, program: Program) -> Result<OwnedFd, Error> {
+    let missing = || Error::NotInObject {
+        what: "program",
+        name: program.name().into(),
+    };
+    let failed = |source| Error::LoadProgram { program, source };
+    let loaded = ebpf.program_mut(program.name()).ok_or_else(missing)?;
+    match loaded {
+        aya::programs::Program::SchedClassifier(classifier) => classifier.load(),
+        aya::programs::Program::CgroupSockAddr(sock_addr) => sock_addr.load(),
+        _ => return Err(missing()),
+    }
+    .map_err(failed)?;
+    let fd = loaded.fd().map_err(failed)?;
+    fd.as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| Error::Program {
+            action: "keep",
+            program,
+            source,
+        })
+}
+
+/// Keeps the pinned program if it does the same as the new one, else puts the new one in its place.
+fn pin_program(
+    pin_dir: &Path,
+    program: Program,
+    new: OwnedFd,
+    pinned_maps: &[u32],
+) -> Result<Loaded, Error> {
+    let failed = |action| {
+        move |source| Error::Program {
+            action,
+            program,
+            source,
+        }
+    };
+    let new = Loaded::new(new, pinned_maps).map_err(failed("read the identity of"))?;
+
+    let path = programs_dir(pin_dir).join(program.name());
+    let old = sys::obj_get(&path, Access::ReadWrite).map_err(failed("open pinned"))?;
+    if let Some(old) = old {
+        let old = Loaded::new(old, pinned_maps).map_err(failed("read the identity of pinned"))?;
+        if old.identity.same(&new.identity) {
+            return Ok(old);
+        }
+    }
+    // By way of a second name, so that the pin is never missing. The bpffs allows no dot in a name.
+    let temporary = programs_dir(pin_dir).join(format!("{program}_new"));
+    if temporary.exists() {
+        fs::remove_file(&temporary).map_err(failed("remove a left-over pin of"))?;
+    }
+    sys::obj_pin(new.fd(), &temporary).map_err(failed("pin"))?;
+    fs::rename(&temporary, &path).map_err(failed("replace the pin of"))?;
+    Ok(new)
+}
+
+/// Reads the programs' log on a thread that lives as long as the process.
+fn start_log(ebpf: &mut Ebpf) -> Result<(), Error> {
+    let mut logger = match aya_log::EbpfLogger::init(ebpf) {
+        Ok(logger) => logger,
+        Err(error) => {
+            tracing::warn!(%error, "the eBPF object writes no log: build it with the feature `log`");
+            return Ok(());
+        }
+    };
+    std::thread::Builder::new()
+        .name("ebpf-log".into())
+        .spawn(move || {
+            while sys::wait_readable(logger.as_fd()).is_ok() {
+                logger.flush();
+            }
+        })
+        .map_err(|source| Error::Log { source })?;
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! The programs of the object and where each belongs.
+
+use std::fmt;
+
+use crate::sys::attach_type;
+
+/// A program of the eBPF object. [`Program::name`] is its function's name, its pin's and its hook's.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Program {
+    /// tcx ingress at the host side of each pod's veth.
+    FromPod,
+    /// tcx ingress on the uplink.
+    FromNetwork,
+    /// tcx egress on `fairlead0`.
+    FromHost,
+    Connect4,
+    Connect6,
+    GetPeerName4,
+    GetPeerName6,
+}
+
+impl Program {
+    pub const ALL: [Self; 7] = [
+        Self::FromPod,
+        Self::FromNetwork,
+        Self::FromHost,
+        Self::Connect4,
+        Self::Connect6,
+        Self::GetPeerName4,
+        Self::GetPeerName6,
+    ];
+    /// Those that belong to the node's cgroup.
+    pub const CGROUP: [Self; 4] = [
+        Self::Connect4,
+        Self::Connect6,
+        Self::GetPeerName4,
+        Self::GetPeerName6,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FromPod => "from_pod",
+            Self::FromNetwork => "from_network",
+            Self::FromHost => "from_host",
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+            Self::GetPeerName4 => "getpeername4",
+            Self::GetPeerName6 => "getpeername6",
+        }
+    }
+
+    /// `enum bpf_attach_type` of its hook.
+    pub(crate) const fn attach_type(self) -> u32 {
+        match self {
+            Self::FromPod | Self::FromNetwork => attach_type::TCX_INGRESS,
+            Self::FromHost => attach_type::TCX_EGRESS,
+            Self::Connect4 => attach_type::CGROUP_INET4_CONNECT,
+            Self::Connect6 => attach_type::CGROUP_INET6_CONNECT,
+            Self::GetPeerName4 => attach_type::CGROUP_INET4_GETPEERNAME,
+            Self::GetPeerName6 => attach_type::CGROUP_INET6_GETPEERNAME,
+        }
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
