@@ -74,7 +74,10 @@ const LINK_CREATE: libc::c_long = 28;
 const ENABLE_STATS: libc::c_long = 32;
 
 const MAP_TYPE_ARRAY: u32 = 2;
+/// `enum bpf_attach_type`.
+const XDP: u32 = 37;
 const TCX_INGRESS: u32 = 46;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 const TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
 
 impl CounterMap {
@@ -154,8 +157,17 @@ impl Program {
         Ok(Self { fd })
     }
 
-    /// Attaches at the tcx ingress of a device of this thread's namespace, before the programs that are there.
+    /// Attaches at the tcx ingress of a device of this thread's namespace, behind the programs that are there.
     pub fn attach_tcx_ingress(&self, ifindex: u32) -> Result<Link> {
+        self.attach(ifindex, TCX_INGRESS, 0).context("attach at tcx ingress (needs Linux 6.6)")
+    }
+
+    /// Attaches as native XDP to a device of this thread's namespace.
+    pub fn attach_xdp(&self, ifindex: u32) -> Result<Link> {
+        self.attach(ifindex, XDP, XDP_FLAGS_DRV_MODE).context("attach as native XDP")
+    }
+
+    fn attach(&self, ifindex: u32, attach_type: u32, flags: u32) -> io::Result<Link> {
         #[repr(C)]
         struct Attr {
             prog_fd: u32,
@@ -169,16 +181,13 @@ impl Program {
         let mut attr = Attr {
             prog_fd: fd_number(&self.fd),
             target_ifindex: ifindex,
-            attach_type: TCX_INGRESS,
-            flags: 0,
+            attach_type,
+            flags,
             relative_fd: 0,
             pad: 0,
             expected_revision: 0,
         };
-        Ok(Link {
-            _fd: bpf_fd(LINK_CREATE, &mut attr)
-                .context("attach at tcx ingress (needs Linux 6.6)")?,
-        })
+        Ok(Link { _fd: bpf_fd(LINK_CREATE, &mut attr)? })
     }
 
     /// Injects `count` copies of `frame` as if the device of this thread's namespace had received them, by
