@@ -1,17 +1,20 @@
 //! Bytes under keys, with etcd's model: one revision counter, transactions, ranges, watches, compaction.
 //!
 //! This crate knows no Kubernetes: it never parses a value and gives no meaning to a key beyond its order.
-//! [`Store`] is the seam; `embedded` keeps everything in one file, and other implementations pass the same
-//! suite (`conformance`).
+//! [`Store`] is the seam; [`embedded`] keeps everything in one file, and other implementations pass the same
+//! [`conformance`] suite.
 
 #![forbid(unsafe_code)]
 
+pub mod conformance;
+pub mod embedded;
 mod error;
 mod types;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
+pub use embedded::EmbeddedStore;
 pub use error::{Result, StoreError};
 pub use types::{
     Compare, Event, EventKind, GetResponse, Key, KeyRange, KeyValue, Op, OpResult, RangeResponse,
