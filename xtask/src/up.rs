@@ -43,6 +43,9 @@ pub struct Options {
     /// Apply this manifest instead of deploy/examples/hello.yaml (its pods are waited for; no proof)
     #[arg(long, value_name = "FILE")]
     apply: Option<PathBuf>,
+    /// Start the binaries that target/debug holds, without building them
+    #[arg(long)]
+    no_build: bool,
     /// Requests that each client makes per cell of the proof
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     requests: u32,
@@ -86,10 +89,12 @@ pub fn run(options: &Options) -> Result<()> {
     setup::run()?;
     let progress = Progress::new()?;
     let kubectl = Kubectl::find()?;
-    progress.step(
-        "build the control plane, the agent and the eBPF object",
-        || workspace::build(&["control-plane-daemon", "node-agent-daemon"]),
-    )?;
+    if !options.no_build {
+        progress.step(
+            "build the control plane, the agent and the eBPF object",
+            || workspace::build(&["control-plane-daemon", "node-agent-daemon"]),
+        )?;
+    }
     let mut cluster = Cluster {
         state: State::new(options.nodes),
         daemons: Vec::new(),

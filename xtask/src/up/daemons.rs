@@ -78,7 +78,10 @@ pub fn docker(place: &Place) -> Result<Daemon> {
             "--ip-masq=false",
         ])
         // Groups of the containers below the node's own, on every hierarchy that Docker uses.
-        .args(["--exec-opt=native.cgroupdriver=cgroupfs"])
+        .args([
+            "--exec-opt=native.cgroupdriver=cgroupfs",
+            "--log-level=warn",
+        ])
         .arg(format!(
             "--cgroup-parent=/{}/{}/pods",
             place::CGROUP,
