@@ -24,7 +24,7 @@ pub use applied::Applied;
 pub use capacity::Capacity;
 pub use desired::Desired;
 pub use object::{
-    Change, ChangeId, EndpointSlice, ObjectName, PeerRoutes, Protocol, Service, ServicePort,
+    Change, ChangeId, EndpointSlice, Node, ObjectName, PeerRoutes, Protocol, Service, ServicePort,
     SliceEndpoint, SlicePort, TrafficPolicy,
 };
 pub use ops::{FamilyOp, MapOp, MapSink, SinkError, Snapshot, SnapshotFamily};

@@ -1,5 +1,6 @@
 //! The objects that the desired state is made of: what the dataplane needs of Services, EndpointSlices, Nodes and Pods.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -125,6 +126,17 @@ pub struct SliceEndpoint {
     pub terminating: bool,
     /// Node on which it runs.
     pub node: Option<String>,
+}
+
+/// What the overlay needs of a Node.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Node {
+    pub name: String,
+    /// Addresses of type `InternalIP`, in the Node's order.
+    pub internal_ips: Vec<IpAddr>,
+    /// `spec.podCIDRs`; empty while the control plane has not given any.
+    pub pod_cidrs: Vec<IpNetwork>,
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// Another node: how to reach it, and which prefixes lie there.

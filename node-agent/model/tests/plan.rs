@@ -1,4 +1,5 @@
 //! Any history of changes: every single operation keeps the maps consistent, and the end is what the world says.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

@@ -1,1 +1,12 @@
-//! node-agent-reflect
+//! Kubernetes watch streams become changes of the model. With the kubelet, the only agent code that knows Kubernetes'
+//! types.
+//!
+//! Level-triggered: each stream lists, then watches, and lists again on any doubt; what a new list no longer holds is
+//! removed then. Nothing is ever removed because of what was not heard.
+#![forbid(unsafe_code)]
+
+mod kind;
+mod stream;
+
+pub use kind::{Kind, Reflected};
+pub use stream::{Message, SOURCES, Source, run};
