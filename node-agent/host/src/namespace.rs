@@ -1,12 +1,6 @@
 //! Work inside another network namespace, on a thread of its own, so that no other thread ever leaves its namespace.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    thread,
-};
+use std::{fs::File, io, os::unix::fs::MetadataExt, path::Path, thread};
 
 use nix::sched::{CloneFlags, setns};
 
@@ -70,13 +64,13 @@ pub(crate) fn open(path: &Path) -> Result<File, NetworkError> {
     })
 }
 
-fn enter_and_run<T, F>(path: &PathBuf, target: &File, work: F) -> Result<T, NetworkError>
+fn enter_and_run<T, F>(path: &Path, target: &File, work: F) -> Result<T, NetworkError>
 where
     F: AsyncFnOnce(Network) -> Result<T, NetworkError>,
 {
     let fail = |operation, source| NetworkError::Namespace {
         operation,
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     };
     setns(target, CloneFlags::CLONE_NEWNET)

@@ -228,7 +228,9 @@ fn pod_mac(uid: &str) -> MacAddr {
 
 fn alias(spec: &PodLinkSpec) -> String {
     let mut alias = format!("{ALIAS}{}/{}/{}", spec.uid, spec.namespace, spec.name);
-    alias.truncate(alias.floor_char_boundary(ALIAS_MAX));
+    while alias.len() > ALIAS_MAX {
+        alias.pop();
+    }
     alias
 }
 
