@@ -5,7 +5,7 @@
 //! hello serve                                  HTTP on :8080, UDP echo on :9000, IPv4 and IPv6
 //! hello pause                                  waits for SIGTERM (the sandbox's first process)
 //! hello probe --http URL | --udp ADDR:PORT     one new connection (or socket) per request
-//!       [--count N] [--timeout-ms N] [--json]
+//!       [--count N] [--rate N a second] [--timeout-ms N] [--json]
 //! ```
 
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         Some("serve") => serve(),
         Some("pause") => pause(),
         Some("probe") => probe(&arguments[1..]),
-        _ => Err("usage: hello serve | pause | probe --http URL|--udp ADDR:PORT [--count N] [--timeout-ms N] [--json]".to_string()),
+        _ => Err("usage: hello serve | pause | probe --http URL|--udp ADDR:PORT [--count N] [--rate N] [--timeout-ms N] [--json]".to_string()),
     };
     match outcome {
         Ok(code) => code,
@@ -160,6 +160,8 @@ enum Target {
 struct Options {
     target: Target,
     count: u32,
+    /// Between the starts of two requests; zero means one after the other.
+    pace: Duration,
     timeout: Duration,
     json: bool,
 }
@@ -174,7 +176,9 @@ struct Tally {
 fn probe(arguments: &[String]) -> Result<ExitCode, String> {
     let options = Options::parse(arguments)?;
     let mut tally = Tally::default();
-    for _ in 0..options.count {
+    let begun = Instant::now();
+    for number in 0..options.count {
+        thread::sleep((options.pace * number).saturating_sub(begun.elapsed()));
         let start = Instant::now();
         match options.target.ask(options.timeout) {
             Ok(backend) => {
@@ -199,7 +203,7 @@ fn probe(arguments: &[String]) -> Result<ExitCode, String> {
 
 impl Options {
     fn parse(arguments: &[String]) -> Result<Options, String> {
-        let (mut target, mut count, mut timeout, mut json) = (None, 1, 1000, false);
+        let (mut target, mut count, mut rate, mut timeout, mut json) = (None, 1, 0, 1000, false);
         let mut rest = arguments.iter();
         while let Some(flag) = rest.next() {
             let mut value = || rest.next().ok_or(format!("{flag} needs a value"));
@@ -207,6 +211,7 @@ impl Options {
                 "--http" => target = Some(Target::http(value()?)?),
                 "--udp" => target = Some(Target::Udp(resolve(value()?)?)),
                 "--count" => count = number(flag, value()?)?,
+                "--rate" => rate = number(flag, value()?)?,
                 "--timeout-ms" => timeout = number(flag, value()?)?,
                 "--json" => json = true,
                 _ => return Err(format!("probe: unknown flag {flag}")),
@@ -216,6 +221,7 @@ impl Options {
         Ok(Options {
             target,
             count,
+            pace: Duration::from_secs(1).checked_div(rate).unwrap_or_default(),
             timeout: Duration::from_millis(timeout.into()),
             json,
         })
