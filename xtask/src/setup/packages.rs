@@ -30,6 +30,12 @@ pub const TOOLS: &[Package] = &[
         purpose: "runs the pods",
     },
     Package {
+        // Newer Debians have the client apart.
+        names: &["docker-cli", "docker.io"],
+        shown_by: Evidence::Program("docker"),
+        purpose: "imports the images of the example",
+    },
+    Package {
         names: &["iproute2"],
         shown_by: Evidence::Program("ip"),
         purpose: "namespaces and links of the development cluster",

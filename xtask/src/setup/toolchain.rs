@@ -89,6 +89,10 @@ fn install_compiler() -> Result<Source> {
         return Ok(Source::Rustup);
     }
     println!("setup: rustup cannot fetch one here; taking Debian's compiler instead");
+    if !packages::is_known(DEBIAN_LLVM[0].names[0]) {
+        // Lists from before that LLVM name a rustc-web that is too old as well.
+        packages::update_lists();
+    }
     packages::install(DEBIAN_COMPILER)?;
     Run::new("rustup")
         .args(["toolchain", "link", LINKED_NAME, "/usr"])
