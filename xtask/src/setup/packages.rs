@@ -60,11 +60,6 @@ pub const TOOLS: &[Package] = &[
         shown_by: Evidence::Program("iptables-save"),
         purpose: "shows that no rule was made",
     },
-    Package {
-        names: &["gcc"],
-        shown_by: Evidence::Program("cc"),
-        purpose: "links Rust programs",
-    },
 ];
 
 impl Package {
