@@ -76,7 +76,7 @@ fn build() -> Result<(), String> {
     }
 
     copy(
-        &target_dir.join(target).join("release/fairlead.bpf"),
+        &target_dir.join(target).join("release/fairlead-bpf"),
         &object,
     )
 }

@@ -1,0 +1,158 @@
+//! Network namespaces that live as long as their guard: held by a descriptor, without a name.
+
+use std::{
+    fs::File,
+    io::Write,
+    os::fd::AsRawFd,
+    process::{Command, Stdio},
+    thread,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// A network namespace with `lo` up. The kernel removes it, with its interfaces, when the guard and the last thread
+/// in it are gone.
+#[derive(Debug)]
+pub struct NetNs {
+    file: File,
+}
+
+/// One end of a veth pair.
+#[derive(Clone, Copy, Debug)]
+pub struct VethEnd<'a> {
+    pub netns: &'a NetNs,
+    pub name: &'a str,
+    pub mac: [u8; 6],
+}
+
+impl NetNs {
+    /// # Errors
+    ///
+    /// When this process may not make namespaces.
+    pub fn new() -> Result<Self> {
+        let file = on_own_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+            let path = "/proc/thread-self/ns/net";
+            File::open(path).with_context(|| format!("open {path}"))
+        })?;
+        let netns = Self { file };
+        netns.run(|| {
+            // Addresses are usable at once, interfaces that are made later included.
+            for interface in ["all", "default"] {
+                let path = format!("/proc/sys/net/ipv6/conf/{interface}/accept_dad");
+                std::fs::write(&path, "0").with_context(|| format!("write {path}"))?;
+            }
+            anyhow::Ok(())
+        })?;
+        netns.ip("link set lo up")?;
+        Ok(netns)
+    }
+
+    /// Runs `work` inside, on a thread of its own; a panic in it comes out here.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        on_own_thread(|| {
+            setns(&self.file, CloneFlags::CLONE_NEWNET)
+                .expect("a namespace that a descriptor holds can be entered by who made it");
+            work()
+        })
+    }
+
+    /// Runs asynchronous `work` inside, on a runtime of its own.
+    pub fn block_on<T: Send>(&self, work: impl AsyncFnOnce() -> T + Send) -> T {
+        self.run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            runtime
+                .expect("a runtime needs descriptors only")
+                .block_on(work())
+        })
+    }
+
+    /// Runs commands of ip(8), one a line, without the word `ip`.
+    ///
+    /// # Errors
+    ///
+    /// With the message of the first command that failed; the later ones were not run.
+    pub fn ip(&self, commands: &str) -> Result<()> {
+        let output = self.run(|| {
+            let mut child = Command::new("ip")
+                .args(["-batch", "-"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .context("start ip, from the package iproute2")?;
+            let mut stdin = child.stdin.take().context("the standard input is a pipe")?;
+            stdin
+                .write_all(commands.as_bytes())
+                .context("write to ip")?;
+            drop(stdin);
+            child.wait_with_output().context("wait for ip")
+        })?;
+        if !output.status.success() {
+            bail!(
+                "ip: {}\nin:\n{commands}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(())
+    }
+
+    /// The index of an interface.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of that name.
+    pub fn ifindex(&self, name: &str) -> Result<u32> {
+        self.run(|| nix::net::if_::if_nametoindex(name))
+            .with_context(|| format!("interface {name}"))
+    }
+
+    /// Writes a kernel parameter of this namespace, such as `net/ipv4/ip_forward`.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of that name or it does not take the value.
+    pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
+        let path = format!("/proc/sys/{name}");
+        self.run(|| std::fs::write(&path, value))
+            .with_context(|| format!("write {path}"))
+    }
+
+    /// A path by which other processes reach the namespace as long as the guard lives.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
+    }
+
+    /// Makes a veth pair, both ends up.
+    ///
+    /// # Errors
+    ///
+    /// When a name is taken or too long.
+    pub fn veth(a: VethEnd<'_>, b: VethEnd<'_>, mtu: u32) -> Result<()> {
+        a.netns.ip(&format!(
+            "link add {} address {} mtu {mtu} type veth peer name {} address {} mtu {mtu} netns {}\n\
+             link set {} up",
+            a.name,
+            mac_text(a.mac),
+            b.name,
+            mac_text(b.mac),
+            b.netns.path(),
+            a.name,
+        ))?;
+        b.netns.ip(&format!("link set {} up", b.name))
+    }
+}
+
+pub(crate) fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| match scope.spawn(work).join() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}

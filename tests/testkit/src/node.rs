@@ -1,0 +1,268 @@
+//! A node: a machine on the underlay with its cgroup, its bpffs and the dataplane loaded and attached, its network
+//! laid by the agent's own code.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result};
+use ebpf_abi::maps as names;
+use ipnetwork::IpNetwork;
+use node_agent_host::{HostDevice, HostDeviceSpec, Network, PodLinkSpec, apply_host_sysctls};
+use node_agent_maps::{Attached, Dataplane, Maps, Options};
+use node_agent_model::{MapOp, MapSink};
+
+use crate::{
+    Bpffs, Cgroup, Machine, NetNs, NodeAddresses, Pod, SERVICE_CIDRS, Underlay,
+    plan::{NAT_PORTS, OVERHEAD},
+    pod::PodInner,
+};
+
+/// A node of a test cluster.
+#[derive(Debug)]
+pub struct Node {
+    // Dropped in this order: the dataplane first, the bpffs with the pins after it.
+    dataplane: Dataplane,
+    options: Options,
+    pub machine: Machine,
+    pub addresses: NodeAddresses,
+    pub host_device: HostDevice,
+    cgroup: Arc<Cgroup>,
+    bpffs: Bpffs,
+    underlay_mtu: u32,
+    pods: Vec<Pod>,
+}
+
+/// Sizes that make a node cheap: the defaults reserve some 40 MB of kernel memory.
+fn small_maps() -> BTreeMap<&'static str, u32> {
+    BTreeMap::from([
+        (names::SLOT, 16384),
+        (names::BACKEND4, 16384),
+        (names::BACKEND6, 16384),
+        (names::CONN4, 16384),
+        (names::CONN6, 16384),
+        (names::SOCKET4, 8192),
+        (names::SOCKET6, 8192),
+        (names::PEER, 256),
+    ])
+}
+
+impl Node {
+    /// # Errors
+    ///
+    /// When the machine lacks what a node needs (root, bpffs, cgroup2, Linux 6.6) or the kernel refuses the programs.
+    pub fn new(underlay: &Underlay, number: u8) -> Result<Self> {
+        Self::with_options(
+            underlay,
+            number,
+            Options {
+                max_entries: small_maps(),
+                log: false,
+            },
+        )
+    }
+
+    /// As [`Node::new`], with other sizes of maps.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Node::new`].
+    pub fn with_options(underlay: &Underlay, number: u8, options: Options) -> Result<Self> {
+        let addresses = NodeAddresses { number };
+        let machine = underlay.machine(number)?;
+        let cgroup = Arc::new(Cgroup::new()?);
+        let bpffs = Bpffs::new()?;
+        let pod_mtu = underlay.mtu() - OVERHEAD;
+        machine
+            .netns
+            .run(|| apply_host_sysctls(&NAT_PORTS))
+            .context("host sysctls")?;
+        let spec = HostDeviceSpec {
+            mtu: pod_mtu,
+            gateways: vec![addresses.pod_v4(1).into(), addresses.pod_v6(1).into()],
+        };
+        let host_device = machine
+            .netns
+            .block_on(async || Network::connect()?.ensure_host_device(&spec).await)
+            .context("fairlead0")?;
+        let dataplane = Dataplane::open(&bpffs.pin_dir(), &options)?;
+        let node = Self {
+            dataplane,
+            options,
+            machine,
+            addresses,
+            host_device,
+            cgroup,
+            bpffs,
+            underlay_mtu: underlay.mtu(),
+            pods: Vec::new(),
+        };
+        node.attach()?;
+        let config = addresses.config(
+            node.machine.ifindex,
+            node.host_device.ifindex,
+            node.underlay_mtu,
+        );
+        node.apply(&[MapOp::Config(config)])?;
+        node.apply(&addresses.own_endpoints())?;
+        node.set_host_routes(&[addresses])?;
+        Ok(node)
+    }
+
+    pub fn dataplane(&self) -> &Dataplane {
+        &self.dataplane
+    }
+
+    pub fn maps(&self) -> &Maps {
+        self.dataplane.maps()
+    }
+
+    pub fn netns(&self) -> &NetNs {
+        &self.machine.netns
+    }
+
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.path()
+    }
+
+    /// The directory of the pins.
+    pub fn pin_dir(&self) -> PathBuf {
+        self.bpffs.pin_dir()
+    }
+
+    pub fn pods(&self) -> &[Pod] {
+        &self.pods
+    }
+
+    /// Runs `work` as a process of the host: in the node's network namespace and in its cgroup.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.machine.netns.run(|| {
+            self.cgroup
+                .enter()
+                .expect("a thread may enter a threaded cgroup");
+            work()
+        })
+    }
+
+    /// Runs `work` in the node's network namespace, out of the socket programs' reach.
+    pub fn run_without_socket_programs<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.machine.netns.run(work)
+    }
+
+    /// Its underlay address in the family of `other`.
+    pub fn ip_for(&self, other: IpAddr) -> IpAddr {
+        self.machine.ip_for(other)
+    }
+
+    /// Writes to the node's maps.
+    ///
+    /// # Errors
+    ///
+    /// When a map refuses an operation.
+    pub fn apply(&self, ops: &[MapOp]) -> Result<()> {
+        self.maps().clone().apply(ops)?;
+        Ok(())
+    }
+
+    /// Makes a pod, wired by the agent's own code, and its endpoint.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses an interface or the program.
+    pub fn add_pod(&mut self) -> Result<Pod> {
+        let host = u8::try_from(self.pods.len() + 2).context("at most 253 pods a node")?;
+        let addresses = self.addresses;
+        let netns = NetNs::new()?;
+        let name = format!("pod-{}-{host}", addresses.number);
+        let (ipv4, ipv6) = (addresses.pod_v4(host), addresses.pod_v6(host));
+        let spec = PodLinkSpec {
+            uid: name.clone(),
+            namespace: "default".into(),
+            name,
+            ips: vec![ipv4.into(), ipv6.into()],
+            gateways: vec![addresses.pod_v4(1).into(), addresses.pod_v6(1).into()],
+            mtu: self.underlay_mtu - OVERHEAD,
+        };
+        let path = netns.path();
+        let link = self
+            .machine
+            .netns
+            .block_on(async || Network::connect()?.wire_pod(&spec, path.as_ref()).await)
+            .context("wire a pod")?;
+        let pod = Pod {
+            inner: Arc::new(PodInner {
+                netns,
+                cgroup: Arc::clone(&self.cgroup),
+                ipv4,
+                ipv6,
+                ifname: link.ifname,
+                ifindex: link.ifindex,
+                pod_mac: link.pod_mac.0,
+                host_mac: link.host_mac.0,
+            }),
+        };
+        self.netns()
+            .run(|| self.dataplane.attach_pod(pod.ifname(), pod.ifindex()))?;
+        self.apply(&pod.endpoint_ops())?;
+        self.pods.push(pod.clone());
+        Ok(pod)
+    }
+
+    /// Tells this node the way to others.
+    ///
+    /// # Errors
+    ///
+    /// When a map or the routing table refuses it.
+    pub fn connect(&self, others: &[NodeAddresses]) -> Result<()> {
+        for other in others {
+            self.apply(&self.addresses.routes_to(*other, self.underlay_mtu))?;
+        }
+        let all: Vec<_> = std::iter::once(&self.addresses)
+            .chain(others)
+            .copied()
+            .collect();
+        self.set_host_routes(&all)
+    }
+
+    /// Loads and attaches anew, as an agent that restarts: what happened to each link.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Node::new`].
+    pub fn restart(&mut self) -> Result<Vec<Attached>> {
+        self.dataplane = Dataplane::open(&self.bpffs.pin_dir(), &self.options)?;
+        self.attach()
+    }
+
+    fn attach(&self) -> Result<Vec<Attached>> {
+        let dataplane = &self.dataplane;
+        self.netns().run(|| {
+            let mut attached = vec![
+                dataplane.attach_uplink(self.machine.ifindex)?,
+                dataplane.attach_host(self.host_device.ifindex)?,
+            ];
+            let cgroup = dataplane.attach_cgroup(self.cgroup.path())?;
+            attached.extend(cgroup.into_iter().map(|(_, attached)| attached));
+            for pod in &self.pods {
+                attached.push(dataplane.attach_pod(pod.ifname(), pod.ifindex())?);
+            }
+            Ok(attached)
+        })
+    }
+
+    fn set_host_routes(&self, nodes: &[NodeAddresses]) -> Result<()> {
+        let mut prefixes: Vec<IpNetwork> = nodes.iter().flat_map(|node| node.pod_cidrs()).collect();
+        for cidr in SERVICE_CIDRS {
+            prefixes.push(cidr.parse().context("service CIDR")?);
+        }
+        let device = &self.host_device;
+        self.machine
+            .netns
+            .block_on(async || Network::connect()?.set_host_routes(device, &prefixes).await)
+            .context("host routes")?;
+        Ok(())
+    }
+}

@@ -1,0 +1,189 @@
+//! The addresses of a test cluster, and what the maps must hold so that nodes and pods reach each other. Computed
+//! here and not by the product's planner, so that a mistake there and a mistake here do not cancel out.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ebpf_abi::{
+    Address, Config, Endpoint, FamilyConfig, Peer, Route, RouteKey, config_flag, endpoint_flag,
+    peer_mode,
+};
+use ipnetwork::IpNetwork;
+use node_agent_model::{FamilyOp, MapOp};
+
+use crate::Underlay;
+
+/// Where ClusterIPs come from.
+pub const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
+
+pub(crate) const VXLAN_PORT: u16 = 8472;
+pub(crate) const VNI: u32 = 1;
+/// IPv4, UDP, VXLAN and inner Ethernet header.
+pub(crate) const OVERHEAD: u32 = 50;
+pub(crate) const NAT_PORTS: std::ops::RangeInclusive<u16> = 20000..=23999;
+
+/// What belongs to node `number` (from 1 on).
+#[derive(Clone, Copy, Debug)]
+pub struct NodeAddresses {
+    pub number: u8,
+}
+
+impl NodeAddresses {
+    pub fn underlay_v4(self) -> Ipv4Addr {
+        Underlay::ipv4(self.number)
+    }
+
+    pub fn underlay_v6(self) -> Ipv6Addr {
+        Underlay::ipv6(self.number)
+    }
+
+    /// The address with this number of the node's podCIDR: 0 belongs to source NAT, 1 to the node, the rest to pods.
+    pub fn pod_v4(self, host: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 244, self.number, host)
+    }
+
+    /// As [`NodeAddresses::pod_v4`].
+    pub fn pod_v6(self, host: u8) -> Ipv6Addr {
+        Ipv6Addr::new(
+            0xfd00,
+            0x10,
+            0x244,
+            self.number.into(),
+            0,
+            0,
+            0,
+            host.into(),
+        )
+    }
+
+    pub fn pod_cidrs(self) -> [IpNetwork; 2] {
+        let v4 = IpNetwork::new(self.pod_v4(0).into(), 24);
+        let v6 = IpNetwork::new(self.pod_v6(0).into(), 64);
+        [v4.expect("24 bits fit IPv4"), v6.expect("64 bits fit IPv6")]
+    }
+
+    /// The address that the overlay's inner Ethernet header carries for this node.
+    pub fn vtep_mac(self) -> [u8; 6] {
+        [0x02, 0x56, 0x54, 0x45, 0x50, self.number]
+    }
+
+    /// The node's configuration.
+    pub fn config(self, uplink_ifindex: u32, host_ifindex: u32, uplink_mtu: u32) -> Config {
+        Config {
+            uplink_ifindex,
+            host_ifindex,
+            flags: config_flag::OVERLAY | config_flag::MASQUERADE,
+            vxlan_port_be: VXLAN_PORT.to_be(),
+            pad: 0,
+            vni: VNI,
+            uplink_mtu,
+            nat_port_first: *NAT_PORTS.start(),
+            nat_port_last: *NAT_PORTS.end(),
+            v4: FamilyConfig {
+                node_addr: self.underlay_v4().into(),
+                source_nat_addr: self.pod_v4(0).into(),
+            },
+            v6: FamilyConfig {
+                node_addr: self.underlay_v6().into(),
+                source_nat_addr: self.pod_v6(0).into(),
+            },
+        }
+    }
+
+    /// The endpoints that every node has: its own addresses and that of source NAT.
+    pub fn own_endpoints(self) -> Vec<MapOp> {
+        let endpoint = |ip, flags| {
+            endpoint_op(
+                ip,
+                Some(Endpoint {
+                    flags,
+                    ..Endpoint::default()
+                }),
+            )
+        };
+        let (host, nat) = (endpoint_flag::HOST, endpoint_flag::SOURCE_NAT);
+        vec![
+            endpoint(self.underlay_v4().into(), host),
+            endpoint(self.underlay_v6().into(), host),
+            endpoint(self.pod_v4(1).into(), host),
+            endpoint(self.pod_v6(1).into(), host),
+            endpoint(self.pod_v4(0).into(), nat),
+            endpoint(self.pod_v6(0).into(), nat),
+        ]
+    }
+
+    /// The way from this node to another.
+    pub fn routes_to(self, other: Self, underlay_mtu: u32) -> Vec<MapOp> {
+        let id = u32::from(other.number);
+        let route = Some(Route { peer_id: id });
+        let v4 = RouteKey {
+            prefix_len: 24,
+            addr: other.pod_v4(0).into(),
+        };
+        let v6 = RouteKey {
+            prefix_len: 64,
+            addr: other.pod_v6(0).into(),
+        };
+        vec![
+            MapOp::Peer {
+                id,
+                peer: vxlan_peer(self, other, underlay_mtu),
+            },
+            MapOp::V4(FamilyOp::Route { key: v4, route }),
+            MapOp::V6(FamilyOp::Route { key: v6, route }),
+        ]
+    }
+}
+
+/// The VXLAN header from one node to another, as RFC 7348 section 5 draws it, with flannel's values.
+pub fn vxlan_peer(own: NodeAddresses, other: NodeAddresses, underlay_mtu: u32) -> Peer {
+    let mut bytes = Vec::with_capacity(72);
+    // IPv4: version and length, TOS, total length, id, flags, TTL, UDP, checksum, addresses.
+    bytes.extend([0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0]);
+    bytes.extend(own.underlay_v4().octets());
+    bytes.extend(other.underlay_v4().octets());
+    let header_sum = bytes.chunks_exact(2).fold(0, |sum, word| {
+        sum + u32::from(u16::from_ne_bytes([word[0], word[1]]))
+    });
+    // UDP: source port, destination port, length, checksum.
+    bytes.extend([0, 0]);
+    bytes.extend(VXLAN_PORT.to_be_bytes());
+    bytes.extend([0, 0, 0, 0]);
+    // VXLAN: flags (VNI valid), reserved, VNI, reserved.
+    bytes.extend([8, 0, 0, 0]);
+    bytes.extend((VNI << 8).to_be_bytes());
+    bytes.extend(other.vtep_mac());
+    bytes.extend(own.vtep_mac());
+    bytes.extend([0, 0]);
+    let header_len = bytes.len() as u16;
+    bytes.resize(72, 0);
+
+    let mut underlay_addr = [0; 16];
+    underlay_addr[..4].copy_from_slice(&other.underlay_v4().octets());
+    Peer {
+        header: bytes.try_into().expect("resized to 72 bytes"),
+        header_sum: (header_sum & 0xffff) + (header_sum >> 16),
+        header_len,
+        mode: peer_mode::VXLAN,
+        underlay_family: 2,
+        underlay_addr,
+        mtu: underlay_mtu - OVERHEAD,
+        pad: 0,
+    }
+}
+
+pub(crate) fn endpoint_op(ip: IpAddr, endpoint: Option<Endpoint>) -> MapOp {
+    match ip {
+        IpAddr::V4(ip) => MapOp::V4(FamilyOp::Endpoint {
+            addr: address(ip.octets()),
+            endpoint,
+        }),
+        IpAddr::V6(ip) => MapOp::V6(FamilyOp::Endpoint {
+            addr: address(ip.octets()),
+            endpoint,
+        }),
+    }
+}
+
+fn address<A: Address>(octets: impl AsRef<[u8]>) -> A {
+    A::from_bytes(octets.as_ref()).expect("the octets are of the family's length")
+}
