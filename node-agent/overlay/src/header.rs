@@ -15,7 +15,7 @@ pub struct Vtep {
 
 /// IPv4 (RFC 791), UDP (RFC 768), VXLAN (RFC 7348 section 5) and inner Ethernet, 50 bytes. Lengths, checksums, the UDP
 /// source port and the inner EtherType are zero: they belong to the packet. Also gives the sum of the IPv4 header's
-/// 16-bit words as they are loaded from memory, folded, not complemented.
+/// 16-bit words, each read in network byte order, folded once, not complemented.
 ///
 /// Like flannel's device: TTL 64, DF not set.
 pub fn vxlan_header(own: Vtep, peer: Vtep, port: u16, vni: u32) -> ([u8; 72], u32) {
@@ -33,7 +33,7 @@ pub fn vxlan_header(own: Vtep, peer: Vtep, port: u16, vni: u32) -> ([u8; 72], u3
     put(42, &own.mac.0);
     let words = header[..20]
         .chunks_exact(2)
-        .map(|word| u32::from(u16::from_ne_bytes([word[0], word[1]])));
+        .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
     let mut sum: u32 = words.sum();
     sum = (sum & 0xffff) + (sum >> 16);
     (header, sum)
@@ -65,10 +65,10 @@ mod tests {
         // With the total length put in, the complement of the sum is a checksum that verifies.
         let mut ip = header;
         ip[2..4].copy_from_slice(&150_u16.to_be_bytes());
-        let mut total = sum + u32::from(150_u16.to_be());
+        let mut total = sum + 150;
         total = (total & 0xffff) + (total >> 16);
         let checksum = !u16::try_from((total & 0xffff) + (total >> 16)).unwrap();
-        ip[10..12].copy_from_slice(&checksum.to_ne_bytes());
+        ip[10..12].copy_from_slice(&checksum.to_be_bytes());
         let verify: u64 = ip[..20]
             .chunks_exact(2)
             .map(|w| u64::from(u16::from_be_bytes([w[0], w[1]])))

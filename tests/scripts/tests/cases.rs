@@ -1,5 +1,7 @@
 //! Every case of `cases/`, in every order of arrival, on a tree of maps.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::path::{Path, PathBuf};
 
 use node_agent_model::Snapshot;

@@ -1,0 +1,142 @@
+//! What the loop counts.
+
+use std::time::Duration;
+
+use ebpf_abi::maps;
+use node_agent_model::{FamilyOp, MapOp};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// A clone counts into the same metrics.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    operations: Family<[(&'static str, &'static str); 1], Counter>,
+    pub(crate) sync_duration: Histogram,
+    pub(crate) failures: Counter,
+    pub(crate) repairs: Counter,
+    pub(crate) refused: Gauge,
+    pub(crate) services: Gauge,
+    pub(crate) endpoint_slices: Gauge,
+}
+
+impl Metrics {
+    /// Registers the metrics, which begin with the registry's prefix.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            operations: Family::default(),
+            sync_duration: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
+            failures: Counter::default(),
+            repairs: Counter::default(),
+            refused: Gauge::default(),
+            services: Gauge::default(),
+            endpoint_slices: Gauge::default(),
+        };
+        for map in RECONCILED {
+            let _at_zero = metrics.operations.get_or_create(&[("map", map)]);
+        }
+        registry.register(
+            "map_operations",
+            "Operations that the reconciler applied",
+            metrics.operations.clone(),
+        );
+        registry.register(
+            "sync_duration_seconds",
+            "Time from the first change of a batch until the maps hold it",
+            metrics.sync_duration.clone(),
+        );
+        registry.register(
+            "sync_failures",
+            "Batches that a map refused",
+            metrics.failures.clone(),
+        );
+        registry.register(
+            "repairs",
+            "Operations that repaired maps which somebody else changed",
+            metrics.repairs.clone(),
+        );
+        registry.register(
+            "refused_objects",
+            "Objects that do not fit into the maps",
+            metrics.refused.clone(),
+        );
+        registry.register(
+            "services",
+            "Services that this node serves",
+            metrics.services.clone(),
+        );
+        registry.register(
+            "endpoint_slices",
+            "EndpointSlices of them",
+            metrics.endpoint_slices.clone(),
+        );
+        metrics
+    }
+
+    pub(crate) fn applied(&self, ops: &[MapOp]) {
+        for op in ops {
+            self.operations.get_or_create(&[("map", map_of(op))]).inc();
+        }
+    }
+
+    pub(crate) fn synced(&self, took: Duration) {
+        self.sync_duration.observe(took.as_secs_f64());
+    }
+}
+
+/// The maps that the reconciler owns.
+const RECONCILED: [&str; 12] = [
+    maps::CONFIG,
+    maps::FRONTEND4,
+    maps::FRONTEND6,
+    maps::SERVICE,
+    maps::SLOT,
+    maps::BACKEND4,
+    maps::BACKEND6,
+    maps::ENDPOINT4,
+    maps::ENDPOINT6,
+    maps::ROUTE4,
+    maps::ROUTE6,
+    maps::PEER,
+];
+
+fn map_of(op: &MapOp) -> &'static str {
+    match op {
+        MapOp::V4(op) => family_map(
+            op,
+            [
+                maps::FRONTEND4,
+                maps::BACKEND4,
+                maps::ENDPOINT4,
+                maps::ROUTE4,
+            ],
+        ),
+        MapOp::V6(op) => family_map(
+            op,
+            [
+                maps::FRONTEND6,
+                maps::BACKEND6,
+                maps::ENDPOINT6,
+                maps::ROUTE6,
+            ],
+        ),
+        MapOp::Config(_) => maps::CONFIG,
+        MapOp::Slots { .. } => maps::SLOT,
+        MapOp::Service { .. } => maps::SERVICE,
+        MapOp::Peer { .. } => maps::PEER,
+    }
+}
+
+fn family_map<A>(
+    op: &FamilyOp<A>,
+    [frontend, backend, endpoint, route]: [&'static str; 4],
+) -> &'static str {
+    match op {
+        FamilyOp::Frontend { .. } => frontend,
+        FamilyOp::Backend { .. } => backend,
+        FamilyOp::Endpoint { .. } => endpoint,
+        FamilyOp::Route { .. } => route,
+    }
+}
