@@ -91,6 +91,8 @@ pub fn install(packages: &[Package]) -> Result<()> {
         );
     }
     require_root("setup")?;
+    // Lists that came with the machine's image may name versions that are too old or gone.
+    update_lists();
     let mut names = Vec::new();
     for package in &missing {
         names.push(choose(package)?);
@@ -111,8 +113,19 @@ pub fn install(packages: &[Package]) -> Result<()> {
     Ok(())
 }
 
+/// True if each of the packages is there already or can be had.
+pub fn are_offered(packages: &[Package]) -> bool {
+    let offered =
+        |package: &Package| package.is_there() || package.names.iter().any(|name| is_known(name));
+    if packages.iter().all(offered) {
+        return true;
+    }
+    update_lists();
+    packages.iter().all(offered)
+}
+
 /// True if the package lists have an installable version.
-pub fn is_known(name: &str) -> bool {
+fn is_known(name: &str) -> bool {
     Run::new("apt-cache")
         .args(["policy", name])
         .text()
@@ -124,20 +137,14 @@ pub fn is_known(name: &str) -> bool {
 }
 
 fn choose(package: &Package) -> Result<&'static str> {
-    if let Some(name) = package.names.iter().find(|name| is_known(name)) {
-        return Ok(name);
-    }
-    update_lists();
-    package
-        .names
-        .iter()
-        .find(|name| is_known(name))
+    let offered = package.names.iter().find(|name| is_known(name));
+    offered
         .copied()
         .with_context(|| format!("no package source offers {}", package.names.join(" or ")))
 }
 
 /// Fetches the lists once; a source that cannot be reached is no failure, the others may do.
-pub fn update_lists() {
+fn update_lists() {
     use std::sync::atomic::{AtomicBool, Ordering};
     static DONE: AtomicBool = AtomicBool::new(false);
     if DONE.swap(true, Ordering::Relaxed) {
@@ -150,23 +157,15 @@ pub fn update_lists() {
 }
 
 fn apt_install(names: &[&str]) -> Result<()> {
-    let install = || {
-        // Daemons that packages bring (docker.io) are not wanted: the cluster starts its own.
-        let policy = ServicesStayDown::set();
-        let outcome = Run::new("apt-get")
-            .args(["install", "-y", "-q", "--no-install-recommends"])
-            .args(names)
-            .variable("DEBIAN_FRONTEND", "noninteractive")
-            .text();
-        drop(policy);
-        outcome
-    };
-    if install().is_err() {
-        // Old lists name versions that the mirrors no longer have.
-        update_lists();
-        install().with_context(|| format!("cannot install {}", names.join(" ")))?;
-    }
-    Ok(())
+    // Daemons that packages bring (docker.io) are not wanted: the cluster starts its own.
+    let _policy = ServicesStayDown::set();
+    Run::new("apt-get")
+        .args(["install", "-y", "-q", "--no-install-recommends"])
+        .args(names)
+        .variable("DEBIAN_FRONTEND", "noninteractive")
+        .text()
+        .with_context(|| format!("cannot install {}", names.join(" ")))
+        .map(drop)
 }
 
 /// invoke-rc.d asks this file before it starts a service; exit code 101 forbids it.
