@@ -159,12 +159,14 @@ impl Program {
 
     /// Attaches at the tcx ingress of a device of this thread's namespace, behind the programs that are there.
     pub fn attach_tcx_ingress(&self, ifindex: u32) -> Result<Link> {
-        self.attach(ifindex, TCX_INGRESS, 0).context("attach at tcx ingress (needs Linux 6.6)")
+        self.attach(ifindex, TCX_INGRESS, 0)
+            .context("attach at tcx ingress (needs Linux 6.6)")
     }
 
     /// Attaches as native XDP to a device of this thread's namespace.
     pub fn attach_xdp(&self, ifindex: u32) -> Result<Link> {
-        self.attach(ifindex, XDP, XDP_FLAGS_DRV_MODE).context("attach as native XDP")
+        self.attach(ifindex, XDP, XDP_FLAGS_DRV_MODE)
+            .context("attach as native XDP")
     }
 
     fn attach(&self, ifindex: u32, attach_type: u32, flags: u32) -> io::Result<Link> {
@@ -187,7 +189,9 @@ impl Program {
             pad: 0,
             expected_revision: 0,
         };
-        Ok(Link { _fd: bpf_fd(LINK_CREATE, &mut attr)? })
+        Ok(Link {
+            _fd: bpf_fd(LINK_CREATE, &mut attr)?,
+        })
     }
 
     /// Injects `count` copies of `frame` as if the device of this thread's namespace had received them, by

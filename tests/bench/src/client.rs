@@ -50,11 +50,6 @@ impl Requests {
         })
     }
 
-    /// The connection that the requests go through.
-    pub fn stream(&self) -> &TcpStream {
-        &self.stream
-    }
-
     /// Median latency of `count` requests and answers of 64 bytes, nanoseconds.
     pub fn slice(&mut self, count: usize) -> Result<f64> {
         let mut message = [b'r'; MESSAGE_LEN];

@@ -41,6 +41,16 @@ pub struct Samples {
 }
 
 impl Samples {
+    /// One list of figures for each name; all of one length.
+    pub fn new(names: Vec<String>, values: Vec<Vec<f64>>) -> Self {
+        let rounds = values.first().map_or(0, Vec::len);
+        Self {
+            names,
+            rounds,
+            values,
+        }
+    }
+
     /// The figures of a variant by its name, round by round.
     pub fn of(&self, name: &str) -> Option<&[f64]> {
         let index = self.names.iter().position(|n| n == name)?;
@@ -62,11 +72,8 @@ pub fn interleave(variants: &mut [Variant<'_>], rounds: usize) -> Result<Samples
             values[index].push(variants[index].run()?);
         }
     }
-    Ok(Samples {
-        names: variants.iter().map(|v| v.name.clone()).collect(),
-        rounds,
-        values,
-    })
+    let names = variants.iter().map(|v| v.name.clone()).collect();
+    Ok(Samples::new(names, values))
 }
 
 #[cfg(test)]

@@ -41,7 +41,14 @@ impl<'a> LiveFrames<'a> {
             .context("load the packet generator")?;
         let (parking, parked) = park(&generator)?;
         let ifindex = node.ifindex(&CLIENT.host_device())?;
-        Ok(Self { node, ifindex, generator, frame, _parked: parked, _parking: parking })
+        Ok(Self {
+            node,
+            ifindex,
+            generator,
+            frame,
+            _parked: parked,
+            _parking: parking,
+        })
     }
 
     /// CPU nanoseconds a packet over `count` packets.

@@ -2,12 +2,16 @@
 
 mod bpf;
 mod cell;
+mod cgroup;
 mod client;
+mod fairlead;
 mod interleave;
 mod live_frames;
 mod netns;
+mod profile;
 mod report;
 mod server;
+mod session;
 mod smoke;
 mod stats;
 
@@ -29,6 +33,8 @@ struct Cli {
 enum Bench {
     /// Services against plain routing, the overlay against the kernel's vxlan: under three minutes.
     Smoke(Options),
+    /// What each of our programs takes of a packet's CPU.
+    Profile(Options),
     /// The backend pod's server; started by the benches.
     #[command(hide = true)]
     Serve {
@@ -54,6 +60,7 @@ pub struct Options {
 fn main() -> Result<()> {
     match Cli::parse().bench {
         Bench::Smoke(options) => smoke::run(&options),
+        Bench::Profile(options) => profile::run(&options),
         Bench::Serve { addresses } => server::serve(&addresses),
     }
 }

@@ -1,0 +1,102 @@
+//! `profile`: how much of a packet's CPU each of our programs takes, by the kernel's run-time statistics.
+//!
+//! Statistics cost some nanoseconds a run and are counted in what they show, so that the shares are a little high.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+
+use crate::Options;
+use crate::bpf::{self, ProgramInfo, Stats};
+use crate::interleave::Samples;
+use crate::live_frames::{LiveFrames, Sink, require_delivery};
+use crate::report::{self, Row};
+use crate::server::PACKET_PORT;
+use crate::session::Way;
+use crate::smoke::{self, Cells};
+
+const BENCH: &str = "profile";
+const ROUNDS: usize = 200;
+const PACKETS: u32 = 1000;
+const PACKET: &str = "packet";
+
+/// Runs the bench, prints its table and writes its rows.
+pub fn run(options: &Options) -> Result<()> {
+    bpf::require_jit()?;
+    smoke::prepare(options)?;
+    let cells = Cells::new()?;
+    let rounds = if options.quick { ROUNDS / 8 } else { ROUNDS };
+    let mut rows = Vec::new();
+    let mut sizes = BTreeMap::new();
+    for session in [cells.other_node(), cells.same_node(), cells.ipv6()] {
+        for way in &session.ways {
+            rows.extend(
+                profile(way, rounds, &mut sizes)
+                    .with_context(|| format!("profile {}", way.name))?,
+            );
+        }
+    }
+    print!("{}", report::table(&rows));
+    for (name, (instructions, jited_len)) in sizes {
+        println!("{name}: {instructions} instructions, {jited_len} bytes of native code");
+    }
+    if let Some(path) = &options.json {
+        report::write_json(path, &rows)?;
+    }
+    Ok(())
+}
+
+/// One row for each program that runs on the way of a packet.
+fn profile(
+    way: &Way<'_>,
+    rounds: usize,
+    sizes: &mut BTreeMap<String, (u32, u32)>,
+) -> Result<Vec<Row>> {
+    let to = way.packet_address();
+    let sink = Sink::new(way.backend_netns(), to)?;
+    let mut frames = LiveFrames::new(way.cell, SocketAddr::new(to, PACKET_PORT))?;
+    require_delivery(&mut frames, &sink, 1000)?;
+    let _stats = Stats::enable()?;
+    let mut packet = Vec::with_capacity(rounds);
+    let mut by_program: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut before = programs()?;
+    for _ in 0..rounds {
+        packet.push(frames.slice(PACKETS)?);
+        let after = programs()?;
+        for (id, now) in &after {
+            let Some(then) = before.get(id) else { continue };
+            // The generator is not a part of the way; it goes by no name.
+            if now.run_count - then.run_count < u64::from(PACKETS) || now.name.is_empty() {
+                continue;
+            }
+            sizes.insert(now.name.clone(), (now.instructions, now.jited_len));
+            let time = (now.run_time_ns - then.run_time_ns) as f64 / f64::from(PACKETS);
+            by_program
+                .entry(format!("{} in {}", now.name, way.name))
+                .or_default()
+                .push(time);
+        }
+        before = after;
+    }
+    by_program.retain(|_, samples| samples.len() == rounds);
+    let programs: Vec<String> = by_program.keys().cloned().collect();
+    let names = programs
+        .iter()
+        .cloned()
+        .chain([PACKET.to_owned()])
+        .collect();
+    let values = by_program.into_values().chain([packet]).collect();
+    let samples = Samples::new(names, values);
+    programs
+        .iter()
+        .map(|name| Row::new(BENCH, "program_time", "ns", &samples, name, PACKET))
+        .collect()
+}
+
+fn programs() -> Result<BTreeMap<u32, ProgramInfo>> {
+    Ok(bpf::programs()?
+        .into_iter()
+        .map(|program| (program.id, program))
+        .collect())
+}
