@@ -67,6 +67,8 @@ pub enum NodeCommand {
 struct Cluster {
     state: State,
     daemons: Vec<Daemon>,
+    /// Of the example's HTTP port; unknown with a manifest of the user's own.
+    node_port: Option<u64>,
     kept: bool,
 }
 
@@ -98,6 +100,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut cluster = Cluster {
         state: State::new(options.nodes),
         daemons: Vec::new(),
+        node_port: None,
         kept: false,
     };
     let outcome = cluster
@@ -110,7 +113,7 @@ pub fn run(options: &Options) -> Result<()> {
         }
         return Err(error);
     }
-    print_usage(options, &kubectl);
+    print_usage(options, &kubectl, cluster.node_port);
     if options.detach {
         cluster.kept = true;
         drop(lock);
@@ -217,15 +220,12 @@ impl Cluster {
             return Ok(());
         }
         let pods = kubectl.pods("app=hello")?;
+        let service = kubectl.service("hello")?;
+        self.node_port = Some(service.http_node_port);
         self.wait(progress, "endpoints are ready", || {
             kubectl.endpoints_are_ready("hello", pods.len())
         })?;
-        let proof = proof::Proof::new(
-            self.state.nodes,
-            pods,
-            kubectl.service("hello")?,
-            options.requests,
-        );
+        let proof = proof::Proof::new(self.state.nodes, pods, service, options.requests);
         self.wait(progress, "every node knows every backend", || {
             proof.has_converged()
         })?;
@@ -282,18 +282,24 @@ impl Drop for Cluster {
     }
 }
 
-fn print_usage(options: &Options, kubectl: &Kubectl) {
+fn print_usage(options: &Options, kubectl: &Kubectl, node_port: Option<u64>) {
     if options.once {
         return;
     }
-    println!(
-        "\nUse it:\n  export KUBECONFIG={}\n  {} get pods -o wide\n  cargo xtask node exec n1 -- bpftool map dump pinned /sys/fs/bpf/fairlead/service_v1\n  cargo xtask node exec n1 -- docker ps\n  cargo xtask node exec outside -- {} probe --http http://{}:NODEPORT/ --count 12\nLogs: {}",
-        place::kubeconfig().display(),
-        kubectl.path().display(),
-        place::hello_binary().display(),
-        Place::Node(1).addresses().0,
-        place::logs().display()
-    );
+    let exec = "cargo xtask node exec";
+    println!("\nUse it:");
+    println!("  export KUBECONFIG={}", place::kubeconfig().display());
+    println!("  {} get pods -o wide", kubectl.path().display());
+    println!("  {exec} n1 -- bpftool map dump pinned /sys/fs/bpf/fairlead/service_v1");
+    println!("  {exec} n1 -- docker ps");
+    if let Some(port) = node_port {
+        let url = format!("http://{}:{port}/", Place::Node(1).addresses().0);
+        println!(
+            "  {exec} outside -- {} probe --http {url} --count 12",
+            place::hello_binary().display()
+        );
+    }
+    println!("Logs: {}", place::logs().display());
     if options.detach {
         println!("Remove it: cargo xtask down");
     }
