@@ -1,0 +1,230 @@
+//! ICMP errors about translated packets: what they quote is translated back, so that the sender knows it as its own.
+//!
+//! RFC 5508 section 4, RFC 4443: the quoted packet runs in the opposite direction of the error, so the entry that
+//! translates it is that of its answers.
+
+use ebpf_abi::{ConnKey, DropReason};
+
+use crate::{
+    ChecksumField, Entry, Ip, Node, Packet, checksum,
+    forward::{Forward, Way},
+    ip::{FrameBytes, IP_AT},
+    parse::{Headers, protocol},
+    path::Origin,
+    track,
+    verdict::Step,
+    write::{address_difference, checksum_at, covers_addresses, port_difference},
+};
+
+/// Translates an ICMP error, if it is about a tracked connection, and sends it its way.
+///
+/// Functions one after the other, so that the quoted and the outer headers are not on the stack together.
+#[inline(always)]
+pub(crate) fn translate<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, origin: Origin) -> Step {
+    let mut change = Change::default();
+    let icmp_at = icmp_at::<A, P>(packet);
+    let code = if icmp_at == 0 { 0 } else { translate_quote(packet, node, &mut change, icmp_at) };
+    if code != 0 {
+        return Step::drop_numbered(code);
+    }
+    send(packet, node, &change, origin as u8)
+}
+
+/// Which outer addresses an ICMP error must exchange for which; all unset if it is about no tracked connection.
+#[derive(Default)]
+struct Change<A> {
+    old_src: A,
+    new_src: A,
+    old_dst: A,
+    new_dst: A,
+}
+
+/// Translates the quoted packet. Returns 0 or the number of a drop reason.
+#[inline(never)]
+fn translate_quote<A: Ip, P: Packet, N: Node<A>>(
+    packet: &mut P,
+    node: &N,
+    change: &mut Change<A>,
+    icmp_at: u32,
+) -> u32 {
+    let mut quote = Quote::<A>::at(icmp_at + 8);
+    if !quote.read(packet) {
+        return 0;
+    }
+    let new = {
+        let key = quote.tuple.reversed();
+        let Some(entry) = node.conn(&key) else {
+            return 0;
+        };
+        let answer = track::target(&key, &entry.read());
+        *change = Change { old_src: key.src, new_src: answer.src, old_dst: key.dst, new_dst: answer.dst };
+        answer.reversed()
+    };
+    let difference = quote.write(packet, &new);
+    let field = ChecksumField { pseudo_header: false, zero_is_none: false, family: A::FAMILY };
+    if difference > u32::MAX as u64 || packet.add_to_checksum(icmp_at + 2, difference as u32, field).is_err() {
+        return DropReason::RewriteFailed as u32;
+    }
+    0
+}
+
+/// Where the ICMP header starts; 0 if the packet is malformed, which [`send`] then says.
+#[inline(never)]
+fn icmp_at<A: Ip, P: Packet>(packet: &P) -> u32 {
+    let mut headers = Headers::<A>::new();
+    match headers.parse(packet) {
+        Ok(()) => headers.l4_at,
+        Err(_) => 0,
+    }
+}
+
+/// Sends the error its way, with the outer addresses exchanged.
+#[inline(never)]
+fn send<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, change: &Change<A>, origin: u8) -> Step {
+    let Some(config) = node.config() else {
+        return Step::drop(DropReason::NoConfig);
+    };
+    let mut headers = Headers::<A>::new();
+    if let Err(reason) = headers.parse(packet) {
+        return Step::drop(reason);
+    }
+    let mut target = headers.tuple;
+    let mut forward = Forward { config, translated: false, origin: Origin::of(origin) };
+    if !change.old_dst.is_unset() {
+        forward.translated = true;
+        if headers.tuple.src == change.old_src {
+            target.src = change.new_src;
+        }
+        if headers.tuple.dst == change.old_dst {
+            target.dst = change.new_dst;
+        }
+    }
+    let way = Way::find(node, &target.dst);
+    forward.send(packet, node, &mut headers, &target, way)
+}
+
+/// The packet that an ICMP error quotes.
+struct Quote<A: Ip> {
+    header: A::Frame,
+    /// The first eight bytes of its transport header.
+    transport: [u8; 8],
+    tuple: ConnKey<A>,
+    ip_at: u32,
+    l4_at: u32,
+}
+
+impl<A: Ip> Quote<A> {
+    #[inline(always)]
+    fn at(ip_at: u32) -> Self {
+        Self { header: A::Frame::ZERO, transport: [0; 8], tuple: ConnKey::default(), ip_at, l4_at: 0 }
+    }
+
+    /// Reads the quoted headers; `false` if too little is quoted or nothing there can be translated.
+    #[inline(never)]
+    fn read<P: Packet>(&mut self, packet: &P) -> bool {
+        let bytes = &mut self.header.bytes_mut()[IP_AT..IP_AT + A::HEADER_LEN];
+        if packet.load(self.ip_at, bytes).is_err() {
+            return false;
+        }
+        self.tuple.src = A::read(bytes, A::SRC_AT);
+        self.tuple.dst = A::read(bytes, A::DST_AT);
+        let Ok(payload) = A::locate(packet, bytes, self.ip_at, true) else {
+            return false;
+        };
+        self.l4_at = payload.at;
+        self.tuple.protocol = payload.protocol;
+        !payload.later_fragment && packet.load(payload.at, &mut self.transport).is_ok() && self.read_ports()
+    }
+
+    #[inline(always)]
+    fn read_ports(&mut self) -> bool {
+        let transport = &self.transport;
+        match self.tuple.protocol {
+            protocol::TCP | protocol::UDP => {
+                self.tuple.src_port_be = u16::from_ne_bytes([transport[0], transport[1]]);
+                self.tuple.dst_port_be = u16::from_ne_bytes([transport[2], transport[3]]);
+            }
+            icmp if icmp == A::ICMP => {
+                let id = u16::from_ne_bytes([transport[4], transport[5]]);
+                if transport[0] == A::ECHO_REQUEST {
+                    self.tuple.src_port_be = id;
+                } else if transport[0] == A::ECHO_REPLY {
+                    self.tuple.dst_port_be = id;
+                } else {
+                    return false;
+                }
+            }
+            _ => {}
+        }
+        true
+    }
+
+    /// Writes the quoted packet with another tuple; returns the difference that it makes to the ICMP checksum, or
+    /// `u64::MAX` if the kernel refused.
+    #[inline(never)]
+    fn write<P: Packet>(&mut self, packet: &mut P, new: &ConnKey<A>) -> u64 {
+        let addresses = address_difference(&self.tuple, new);
+        let ports = port_difference(&self.tuple, new);
+        let Ok(transport) = self.write_ports(packet, new, addresses, ports) else {
+            return u64::MAX;
+        };
+        let mut difference = checksum::add(checksum::add(addresses, ports), transport);
+
+        let bytes = &mut self.header.bytes_mut()[IP_AT..IP_AT + A::HEADER_LEN];
+        new.src.write(bytes, A::SRC_AT);
+        new.dst.write(bytes, A::DST_AT);
+        if let Some(at) = A::CHECKSUM_AT {
+            let old = u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
+            let check = checksum::apply(old, addresses);
+            difference = checksum::add(difference, checksum::difference16(old, check));
+            let check = check.to_ne_bytes();
+            bytes[at] = check[0];
+            bytes[at + 1] = check[1];
+        }
+        match packet.store(self.ip_at, bytes) {
+            Ok(()) => difference as u64,
+            Err(_) => u64::MAX,
+        }
+    }
+
+    /// Writes ports or identifier and, if it is quoted, the transport checksum; returns the latter's difference.
+    #[inline(always)]
+    fn write_ports<P: Packet>(
+        &mut self,
+        packet: &mut P,
+        new: &ConnKey<A>,
+        addresses: u32,
+        ports: u32,
+    ) -> Result<u32, crate::OutOfBounds> {
+        let protocol = self.tuple.protocol;
+        let Some(check_at) = checksum_at::<A>(protocol) else {
+            return Ok(0);
+        };
+        let src = new.src_port_be.to_ne_bytes();
+        let dst = new.dst_port_be.to_ne_bytes();
+        if protocol == A::ICMP {
+            packet.store(self.l4_at + 4, &[src[0] | dst[0], src[1] | dst[1]])?;
+        } else {
+            packet.store(self.l4_at, &[src[0], src[1], dst[0], dst[1]])?;
+        }
+        let mut field = [0u8; 2];
+        let at = self.l4_at + check_at;
+        if packet.load(at, &mut field).is_err() {
+            return Ok(0);
+        }
+        let old = u16::from_ne_bytes(field);
+        if protocol == protocol::UDP && old == 0 {
+            return Ok(0);
+        }
+        let mut change = ports;
+        if covers_addresses::<A>(protocol) {
+            change = checksum::add(change, addresses);
+        }
+        let mut check = checksum::apply(old, change);
+        if protocol == protocol::UDP && check == 0 {
+            check = 0xffff;
+        }
+        packet.store(at, &check.to_ne_bytes())?;
+        Ok(checksum::difference16(old, check))
+    }
+}

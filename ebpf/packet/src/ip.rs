@@ -1,0 +1,243 @@
+//! What differs between IPv4 and IPv6: where the header's fields lie. Everything else is written once.
+
+use ebpf_abi::{Addr4, Addr6, Address, Config, DropReason, FamilyConfig};
+
+use crate::{Packet, checksum, parse::Payload};
+
+/// Length of the Ethernet header in bytes.
+pub(crate) const ETH_LEN: usize = 14;
+/// The frame buffer starts with two bytes of nothing, so that the IP header in it is aligned to words.
+pub(crate) const LEAD: usize = 2;
+/// Where the IP header starts in the frame buffer.
+pub(crate) const IP_AT: usize = LEAD + ETH_LEN;
+
+/// Two idle bytes, the Ethernet header and the IP header without options, word-aligned.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(4))]
+pub struct Frame<const N: usize>([u8; N]);
+
+/// Access to a [`Frame`] of any length.
+pub trait FrameBytes: Copy {
+    const ZERO: Self;
+    fn bytes(&self) -> &[u8];
+    fn bytes_mut(&mut self) -> &mut [u8];
+}
+
+impl<const N: usize> FrameBytes for Frame<N> {
+    const ZERO: Self = Self([0; N]);
+
+    #[inline(always)]
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    #[inline(always)]
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+/// An address family as the packet code sees it.
+pub trait Ip: Address {
+    /// In network byte order.
+    const ETHERTYPE: u16;
+    const HEADER_LEN: usize;
+    /// Offsets in the IP header.
+    const SRC_AT: usize;
+    const DST_AT: usize;
+    const TTL_AT: usize;
+    /// Offset of the header checksum; IPv6 has none.
+    const CHECKSUM_AT: Option<usize>;
+    /// IANA protocol number of this family's ICMP.
+    const ICMP: u8;
+    const ECHO_REQUEST: u8;
+    const ECHO_REPLY: u8;
+    type Frame: FrameBytes;
+
+    fn read(bytes: &[u8], at: usize) -> Self;
+    fn write(&self, bytes: &mut [u8], at: usize);
+    /// The part of the configuration that is of this family.
+    fn settings(config: &Config) -> &FamilyConfig<Self>;
+    /// Whether packets with this address never leave the link: multicast, broadcast, link-local.
+    fn stays_on_link(&self) -> bool;
+    fn is_icmp_error(icmp_type: u8) -> bool;
+    fn is_neighbour_discovery(icmp_type: u8) -> bool;
+    /// Reads the header in the frame buffer and finds what it carries. `quoted`: the packet's end may be missing, as
+    /// inside an ICMP error. `ip_at`: where in the packet that header starts.
+    fn locate<P: Packet>(packet: &P, header: &[u8], ip_at: u32, quoted: bool) -> Result<Payload, DropReason>;
+    /// Writes a header for an ICMP error of `payload` bytes, without checksum.
+    fn write_icmp_header(header: &mut [u8], payload: u16, src: &Self, dst: &Self);
+    /// Type, code and the place of the MTU in the eight bytes of an ICMP 'packet too big'. RFC 1191, RFC 4443 3.2.
+    fn write_too_big(icmp: &mut [u8; 8], mtu: u32);
+
+    #[inline(always)]
+    fn is_unset(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Ip for Addr4 {
+    const ETHERTYPE: u16 = 0x0800u16.to_be();
+    const HEADER_LEN: usize = 20;
+    const SRC_AT: usize = 12;
+    const DST_AT: usize = 16;
+    const TTL_AT: usize = 8;
+    const CHECKSUM_AT: Option<usize> = Some(10);
+    const ICMP: u8 = 1;
+    const ECHO_REQUEST: u8 = 8;
+    const ECHO_REPLY: u8 = 0;
+    type Frame = Frame<36>;
+
+    #[inline(always)]
+    fn read(bytes: &[u8], at: usize) -> Self {
+        Self { bytes: [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]] }
+    }
+
+    #[inline(always)]
+    fn write(&self, bytes: &mut [u8], at: usize) {
+        bytes[at..at + 4].copy_from_slice(&self.bytes);
+    }
+
+    #[inline(always)]
+    fn settings(config: &Config) -> &FamilyConfig<Self> {
+        &config.v4
+    }
+
+    #[inline(always)]
+    fn stays_on_link(&self) -> bool {
+        let [a, b, ..] = self.bytes;
+        // 224.0.0.0/4 and, with the reserved 240.0.0.0/4, the broadcast address; 169.254.0.0/16.
+        a >= 224 || (a == 169 && b == 254)
+    }
+
+    #[inline(always)]
+    fn is_icmp_error(icmp_type: u8) -> bool {
+        matches!(icmp_type, 3 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn is_neighbour_discovery(_: u8) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn locate<P: Packet>(packet: &P, header: &[u8], ip_at: u32, quoted: bool) -> Result<Payload, DropReason> {
+        let header_len = (header[0] & 15) as u32 * 4;
+        let total_len = u16::from_be_bytes([header[2], header[3]]) as u32;
+        let end = ip_at + total_len;
+        if header[0] >> 4 != 4 || header_len < 20 || total_len < header_len || (!quoted && end > packet.len()) {
+            return Err(DropReason::Malformed);
+        }
+        let fragment = u16::from_be_bytes([header[6], header[7]]);
+        Ok(Payload {
+            protocol: header[9],
+            at: ip_at + header_len,
+            end,
+            later_fragment: fragment & 0x1fff != 0,
+            first_fragment: fragment & 0x3fff == 0x2000,
+            fragment_id_be: u16::from_ne_bytes([header[4], header[5]]) as u32,
+        })
+    }
+
+    #[inline(always)]
+    fn write_icmp_header(header: &mut [u8], payload: u16, src: &Self, dst: &Self) {
+        header[..Self::HEADER_LEN].fill(0);
+        header[0] = 0x45;
+        header[2..4].copy_from_slice(&(payload + 20).to_be_bytes());
+        header[8] = 64;
+        header[9] = Self::ICMP;
+        src.write(header, Self::SRC_AT);
+        dst.write(header, Self::DST_AT);
+        let check = !checksum::fold(checksum::sum(&header[..Self::HEADER_LEN]));
+        header[10..12].copy_from_slice(&check.to_ne_bytes());
+    }
+
+    #[inline(always)]
+    fn write_too_big(icmp: &mut [u8; 8], mtu: u32) {
+        let mtu = (mtu as u16).to_be_bytes();
+        *icmp = [3, 4, 0, 0, 0, 0, mtu[0], mtu[1]];
+    }
+}
+
+impl Ip for Addr6 {
+    const ETHERTYPE: u16 = 0x86ddu16.to_be();
+    const HEADER_LEN: usize = 40;
+    const SRC_AT: usize = 8;
+    const DST_AT: usize = 24;
+    const TTL_AT: usize = 7;
+    const CHECKSUM_AT: Option<usize> = None;
+    const ICMP: u8 = 58;
+    const ECHO_REQUEST: u8 = 128;
+    const ECHO_REPLY: u8 = 129;
+    type Frame = Frame<56>;
+
+    #[inline(always)]
+    fn read(bytes: &[u8], at: usize) -> Self {
+        let mut addr = Self::default();
+        addr.bytes.copy_from_slice(&bytes[at..at + 16]);
+        addr
+    }
+
+    #[inline(always)]
+    fn write(&self, bytes: &mut [u8], at: usize) {
+        bytes[at..at + 16].copy_from_slice(&self.bytes);
+    }
+
+    #[inline(always)]
+    fn settings(config: &Config) -> &FamilyConfig<Self> {
+        &config.v6
+    }
+
+    #[inline(always)]
+    fn stays_on_link(&self) -> bool {
+        // ff00::/8 and fe80::/10.
+        self.bytes[0] == 0xff || (self.bytes[0] == 0xfe && self.bytes[1] & 0xc0 == 0x80)
+    }
+
+    #[inline(always)]
+    fn is_icmp_error(icmp_type: u8) -> bool {
+        matches!(icmp_type, 1..=4)
+    }
+
+    #[inline(always)]
+    fn is_neighbour_discovery(icmp_type: u8) -> bool {
+        matches!(icmp_type, 133..=137)
+    }
+
+    #[inline(always)]
+    fn locate<P: Packet>(packet: &P, header: &[u8], ip_at: u32, quoted: bool) -> Result<Payload, DropReason> {
+        let end = ip_at + 40 + u16::from_be_bytes([header[4], header[5]]) as u32;
+        if header[0] >> 4 != 6 || (!quoted && end > packet.len()) {
+            return Err(DropReason::Malformed);
+        }
+        let mut payload = Payload {
+            protocol: header[6],
+            at: ip_at + 40,
+            end,
+            later_fragment: false,
+            first_fragment: false,
+            fragment_id_be: 0,
+        };
+        payload.skip_extension_headers(packet)?;
+        payload.protocol = packet.forget_range(payload.protocol as u32) as u8;
+        payload.at = packet.forget_range(payload.at);
+        Ok(payload)
+    }
+
+    #[inline(always)]
+    fn write_icmp_header(header: &mut [u8], payload: u16, src: &Self, dst: &Self) {
+        header[..8].fill(0);
+        header[0] = 0x60;
+        header[4..6].copy_from_slice(&payload.to_be_bytes());
+        header[6] = Self::ICMP;
+        header[7] = 64;
+        src.write(header, Self::SRC_AT);
+        dst.write(header, Self::DST_AT);
+    }
+
+    #[inline(always)]
+    fn write_too_big(icmp: &mut [u8; 8], mtu: u32) {
+        let mtu = mtu.to_be_bytes();
+        *icmp = [2, 0, 0, 0, mtu[0], mtu[1], mtu[2], mtu[3]];
+    }
+}

@@ -1,0 +1,52 @@
+//! The packet as the code sees it: bytes behind a few operations that the kernel has helpers for.
+
+use ebpf_abi::Family;
+
+/// An access beyond the packet's end, or one that the kernel refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct OutOfBounds;
+
+/// What the kernel must know to update a transport checksum in place.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ChecksumField {
+    /// The difference comes from the pseudo header (addresses): it counts even where the rest of the sum is left to
+    /// the device (`CHECKSUM_PARTIAL`).
+    pub pseudo_header: bool,
+    /// A sum of zero means 'none' and stays so; a computed zero is written as 0xffff (RFC 768).
+    pub zero_is_none: bool,
+    pub family: Family,
+}
+
+/// A frame: Ethernet, IP and what follows. Offsets count from the Ethernet header, in bytes.
+pub trait Packet {
+    /// Length in bytes, Ethernet header included.
+    fn len(&self) -> u32;
+    /// The EtherType, in network byte order.
+    fn ethertype(&self) -> u16;
+    /// Reads bytes; the slice's length is a constant where this is called.
+    fn load(&self, at: u32, into: &mut [u8]) -> Result<(), OutOfBounds>;
+    /// Writes bytes whose change is balanced elsewhere in the packet's sum, or lies outside of it (Ethernet header).
+    fn store(&mut self, at: u32, bytes: &[u8]) -> Result<(), OutOfBounds>;
+    /// Writes bytes whose change nothing balances (the IPv6 hop limit).
+    fn store_unbalanced(&mut self, at: u32, bytes: &[u8]) -> Result<(), OutOfBounds>;
+    /// Applies a difference to the 16-bit checksum at `at`.
+    fn add_to_checksum(&mut self, at: u32, difference: u32, field: ChecksumField) -> Result<(), OutOfBounds>;
+    /// Payload bytes of each segment of a packet that the device will cut; 0 if it is to be sent as it is.
+    fn segment_payload(&self) -> u32;
+    /// A hash of the flow, equal for all its packets.
+    fn flow_hash(&self) -> u32;
+    /// Makes room for 50 bytes between the Ethernet header and what follows: outer IPv4, UDP, VXLAN, inner Ethernet.
+    fn make_room_for_overlay(&mut self) -> Result<(), OutOfBounds>;
+    /// Removes `len` bytes behind the Ethernet header; what follows then is of this family.
+    fn remove_overlay(&mut self, len: u32, inner: Family) -> Result<(), OutOfBounds>;
+    /// Cuts the packet to `len` bytes.
+    fn truncate(&mut self, len: u32) -> Result<(), OutOfBounds>;
+    /// The same value, of which the verifier has forgotten what it knew.
+    ///
+    /// Where many ways through a loop meet, each with its own range of a value, the verifier would follow every one of
+    /// them to the end of the program.
+    #[inline(always)]
+    fn forget_range(&self, value: u32) -> u32 {
+        value
+    }
+}

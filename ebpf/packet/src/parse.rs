@@ -1,0 +1,236 @@
+//! From bytes to a tuple: Ethernet, IP with options or extension headers, the first bytes of the transport header.
+
+use ebpf_abi::{ConnKey, DropReason};
+
+use crate::{
+    Ip, Packet,
+    ip::{ETH_LEN, FrameBytes, IP_AT, LEAD},
+};
+
+pub(crate) mod protocol {
+    //! IANA protocol numbers that both families share.
+    pub(crate) const TCP: u8 = 6;
+    pub(crate) const UDP: u8 = 17;
+}
+
+/// Flags of the TCP header (RFC 9293 section 3.1).
+pub(crate) mod tcp {
+    pub(crate) const FIN: u8 = 1;
+    pub(crate) const SYN: u8 = 2;
+    pub(crate) const RST: u8 = 4;
+    pub(crate) const ACK: u8 = 16;
+}
+
+/// What an IP header carries.
+#[derive(Clone, Copy, Debug)]
+pub struct Payload {
+    pub protocol: u8,
+    /// Where the transport header starts, from the start of the frame.
+    pub at: u32,
+    /// Where the IP packet ends.
+    pub end: u32,
+    pub later_fragment: bool,
+    pub first_fragment: bool,
+    /// The identification as it stands in the header.
+    pub fragment_id_be: u32,
+}
+
+/// What kind of packet it is, as far as the path takes another turn.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Kind {
+    Whole,
+    FirstFragment,
+    /// Has no ports of its own.
+    LaterFragment,
+    IcmpError,
+    /// ICMP that is neither echo nor error: nothing in it can be translated.
+    IcmpOther,
+    /// Router and neighbour discovery: the stack's own.
+    NeighbourDiscovery,
+}
+
+/// A packet's headers, as far as the path needs them.
+pub(crate) struct Headers<A: Ip> {
+    /// A copy of the Ethernet and IP headers that the path changes and writes back in one piece.
+    pub(crate) frame: A::Frame,
+    pub(crate) tuple: ConnKey<A>,
+    pub(crate) l4_at: u32,
+    /// Where the IP packet ends.
+    pub(crate) end: u32,
+    /// Bytes of IP and transport headers that each segment of a large packet repeats.
+    pub(crate) header_len: u32,
+    pub(crate) fragment_id_be: u32,
+    pub(crate) kind: Kind,
+    pub(crate) tcp_flags: u8,
+}
+
+impl<A: Ip> Headers<A> {
+    #[inline(always)]
+    pub(crate) fn new() -> Self {
+        Self {
+            frame: A::Frame::ZERO,
+            tuple: ConnKey::default(),
+            l4_at: 0,
+            end: 0,
+            header_len: 0,
+            fragment_id_be: 0,
+            kind: Kind::Whole,
+            tcp_flags: 0,
+        }
+    }
+
+    /// Reads the headers.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::Malformed`] if a header is cut short or a length contradicts another.
+    #[inline(always)]
+    pub(crate) fn parse<P: Packet>(&mut self, packet: &P) -> Result<(), DropReason> {
+        let frame = self.frame.bytes_mut();
+        load(packet, 0, &mut frame[LEAD..IP_AT + A::HEADER_LEN])?;
+        let header = &frame[IP_AT..IP_AT + A::HEADER_LEN];
+        let payload = A::locate(packet, header, ETH_LEN as u32, false)?;
+        self.tuple.src = A::read(header, A::SRC_AT);
+        self.tuple.dst = A::read(header, A::DST_AT);
+        self.tuple.protocol = payload.protocol;
+        self.l4_at = payload.at;
+        self.end = payload.end;
+        self.header_len = payload.at - ETH_LEN as u32;
+        self.fragment_id_be = payload.fragment_id_be;
+        // After decapsulation the frame still carries the outer EtherType.
+        let ethertype = A::ETHERTYPE.to_ne_bytes();
+        frame[LEAD + 12] = ethertype[0];
+        frame[LEAD + 13] = ethertype[1];
+        if payload.later_fragment {
+            self.kind = Kind::LaterFragment;
+            return Ok(());
+        }
+        if payload.first_fragment {
+            self.kind = Kind::FirstFragment;
+        }
+        match payload.protocol {
+            protocol::TCP => self.parse_tcp(packet),
+            protocol::UDP => self.parse_udp(packet),
+            icmp if icmp == A::ICMP => self.parse_icmp(packet),
+            _ => Ok(()),
+        }
+    }
+
+    #[inline(always)]
+    fn parse_tcp<P: Packet>(&mut self, packet: &P) -> Result<(), DropReason> {
+        let mut tcp = [0u8; 14];
+        if self.l4_at + 20 > self.end {
+            return Err(DropReason::Malformed);
+        }
+        load(packet, self.l4_at, &mut tcp)?;
+        let header_len = (tcp[12] >> 4) as u32 * 4;
+        if header_len < 20 || self.l4_at + header_len > self.end {
+            return Err(DropReason::Malformed);
+        }
+        self.header_len += header_len;
+        self.tcp_flags = tcp[13];
+        self.set_ports(&tcp);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn parse_udp<P: Packet>(&mut self, packet: &P) -> Result<(), DropReason> {
+        let mut udp = [0u8; 8];
+        if self.l4_at + 8 > self.end {
+            return Err(DropReason::Malformed);
+        }
+        load(packet, self.l4_at, &mut udp)?;
+        let len = u16::from_be_bytes([udp[4], udp[5]]) as u32;
+        let whole = matches!(self.kind, Kind::Whole);
+        if len < 8 || (whole && self.l4_at + len > self.end) {
+            return Err(DropReason::Malformed);
+        }
+        self.header_len += 8;
+        self.set_ports(&udp);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn parse_icmp<P: Packet>(&mut self, packet: &P) -> Result<(), DropReason> {
+        let mut icmp = [0u8; 8];
+        if self.l4_at + 8 > self.end {
+            return Err(DropReason::Malformed);
+        }
+        load(packet, self.l4_at, &mut icmp)?;
+        let id = u16::from_ne_bytes([icmp[4], icmp[5]]);
+        let icmp_type = icmp[0];
+        if icmp_type == A::ECHO_REQUEST {
+            self.tuple.src_port_be = id;
+        } else if icmp_type == A::ECHO_REPLY {
+            self.tuple.dst_port_be = id;
+        } else if A::is_icmp_error(icmp_type) {
+            self.kind = Kind::IcmpError;
+        } else if A::is_neighbour_discovery(icmp_type) {
+            self.kind = Kind::NeighbourDiscovery;
+        } else {
+            self.kind = Kind::IcmpOther;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn set_ports(&mut self, transport: &[u8]) {
+        self.tuple.src_port_be = u16::from_ne_bytes([transport[0], transport[1]]);
+        self.tuple.dst_port_be = u16::from_ne_bytes([transport[2], transport[3]]);
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_tcp(&self) -> bool {
+        self.tuple.protocol == protocol::TCP
+    }
+
+    /// Whether this packet opens a TCP connection.
+    #[inline(always)]
+    pub(crate) fn is_tcp_open(&self) -> bool {
+        self.is_tcp() && self.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
+    }
+}
+
+impl Payload {
+    /// Goes over IPv6 extension headers (RFC 8200 section 4), at most eight.
+    #[inline(always)]
+    pub(crate) fn skip_extension_headers<P: Packet>(&mut self, packet: &P) -> Result<(), DropReason> {
+        for _ in 0..8 {
+            // Hop-by-hop, routing, destination options, mobility, HIP, shim6; authentication; fragment.
+            let (is_fragment, unit, extra) = match self.protocol {
+                0 | 43 | 60 | 135 | 139 | 140 => (false, 8, 1),
+                51 => (false, 4, 2),
+                44 => (true, 8, 1),
+                _ => return Ok(()),
+            };
+            let mut header = [0u8; 8];
+            if self.at + 8 > self.end {
+                return Err(DropReason::Malformed);
+            }
+            load(packet, self.at, &mut header)?;
+            self.protocol = header[0];
+            if is_fragment {
+                let offset = u16::from_be_bytes([header[2], header[3]]);
+                self.fragment_id_be = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
+                self.at += 8;
+                self.later_fragment = offset & 0xfff8 != 0;
+                self.first_fragment = offset & 0xfff9 == 1;
+                if self.later_fragment {
+                    return Ok(());
+                }
+            } else {
+                self.at += (header[1] as u32 + extra) * unit;
+            }
+            if self.at > self.end {
+                return Err(DropReason::Malformed);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// [`Packet::load`], where a packet that is too short is malformed.
+#[inline(always)]
+pub(crate) fn load<P: Packet>(packet: &P, at: u32, into: &mut [u8]) -> Result<(), DropReason> {
+    packet.load(at, into).map_err(|_| DropReason::Malformed)
+}

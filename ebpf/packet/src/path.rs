@@ -1,0 +1,219 @@
+//! The path of a packet: connection, service, way. One function for each hook.
+
+use ebpf_abi::{Addr4, Addr6, Config, ConnKey, DropReason, Family};
+
+use crate::{
+    Entry, Ip, Node, Packet, encapsulate,
+    forward::{Forward, Way},
+    fragment, icmp_error, icmp_too_big, open,
+    parse::{Headers, Kind, protocol},
+    track,
+    verdict::{Next, Step, Verdict},
+};
+
+/// Where a packet comes from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub(crate) enum Origin {
+    Pod = 0,
+    Host = 1,
+    Network = 2,
+    /// Out of the overlay, decapsulated.
+    Overlay = 3,
+}
+
+const POD: u8 = Origin::Pod as u8;
+const HOST: u8 = Origin::Host as u8;
+const NETWORK: u8 = Origin::Network as u8;
+
+impl Origin {
+    #[inline(always)]
+    pub(crate) const fn of(number: u8) -> Self {
+        match number {
+            POD => Self::Pod,
+            HOST => Self::Host,
+            NETWORK => Self::Network,
+            _ => Self::Overlay,
+        }
+    }
+}
+
+/// A packet that a pod sent, at the host side of its veth.
+#[inline(always)]
+pub fn from_pod<P: Packet, N: Node<Addr4> + Node<Addr6>>(packet: &mut P, node: &N) -> Verdict {
+    from::<P, N, POD>(packet, node)
+}
+
+/// A packet that a process of the host sent to a pod or a service, leaving by `fairlead0`.
+#[inline(always)]
+pub fn from_host<P: Packet, N: Node<Addr4> + Node<Addr6>>(packet: &mut P, node: &N) -> Verdict {
+    from::<P, N, HOST>(packet, node)
+}
+
+/// A packet that arrived on the uplink.
+#[inline(always)]
+pub fn from_network<P: Packet, N: Node<Addr4> + Node<Addr6>>(packet: &mut P, node: &N) -> Verdict {
+    from::<P, N, NETWORK>(packet, node)
+}
+
+#[inline(always)]
+fn from<P: Packet, N: Node<Addr4> + Node<Addr6>, const ORIGIN: u8>(packet: &mut P, node: &N) -> Verdict {
+    let origin = Origin::of(ORIGIN);
+    let ethertype = packet.ethertype();
+    if ethertype == Addr4::ETHERTYPE {
+        let step = through::<Addr4, P, N, ORIGIN>(packet, node);
+        match step.next() {
+            Next::Inner4 => {
+                let step = leave_overlay::<Addr4, P, N>(packet, node, step.payload());
+                finish::<Addr4, P, N>(packet, node, step, Origin::Overlay)
+            }
+            Next::Inner6 => {
+                let step = leave_overlay::<Addr6, P, N>(packet, node, step.payload());
+                finish::<Addr6, P, N>(packet, node, step, Origin::Overlay)
+            }
+            _ => finish::<Addr4, P, N>(packet, node, step, origin),
+        }
+    } else if ethertype == Addr6::ETHERTYPE {
+        let step = through::<Addr6, P, N, ORIGIN>(packet, node);
+        finish::<Addr6, P, N>(packet, node, step, origin)
+    } else {
+        Verdict::Pass
+    }
+}
+
+/// A packet on its way; a connection's first packet goes it twice, the second time as a tracked one.
+#[inline(always)]
+fn through<A: Ip, P: Packet, N: Node<A>, const ORIGIN: u8>(packet: &mut P, node: &N) -> Step {
+    let mut opened = false;
+    loop {
+        let step = arrive::<A, P, N, ORIGIN>(packet, node);
+        let code = match step.next() {
+            _ if opened => return step,
+            Next::OpenService => open::service::<A, P, N>(packet, node, ORIGIN),
+            Next::OpenMasquerade => open::masquerade::<A, P, N>(packet, node),
+            _ => return step,
+        };
+        if code != open::OPENED {
+            return Step::drop_numbered(code);
+        }
+        opened = true;
+    }
+}
+
+/// The stages that few packets need.
+#[inline(always)]
+fn finish<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, mut step: Step, origin: Origin) -> Verdict {
+    if step.next() == Next::IcmpError {
+        step = icmp_error::translate::<A, P, N>(packet, node, origin);
+    }
+    if step.next() == Next::TooBig {
+        step = match origin {
+            Origin::Pod => icmp_too_big::answer::<A, P, N>(packet, node, step.payload()),
+            _ => Step::drop(DropReason::TooBig),
+        };
+    }
+    step.verdict()
+}
+
+/// A packet as it arrives at a hook.
+#[inline(never)]
+fn arrive<A: Ip, P: Packet, N: Node<A>, const ORIGIN: u8>(packet: &mut P, node: &N) -> Step {
+    let mut headers = Headers::<A>::new();
+    match headers.parse(packet) {
+        Ok(()) => route_in(packet, node, &mut headers, Origin::of(ORIGIN)),
+        Err(reason) => Step::drop(reason),
+    }
+}
+
+/// A packet out of the overlay: it must come from the node that its source belongs to.
+#[inline(never)]
+fn leave_overlay<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, underlay: u32) -> Step {
+    let mut headers = Headers::<A>::new();
+    match headers.parse(packet) {
+        Ok(()) if !encapsulate::is_from_its_node(node, &headers.tuple.src, underlay) => {
+            Step::drop(DropReason::OverlayUnknownPeer)
+        }
+        Ok(()) => route_in(packet, node, &mut headers, Origin::Overlay),
+        Err(reason) => Step::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn route_in<A: Ip, P: Packet, N: Node<A>>(
+    packet: &mut P,
+    node: &N,
+    headers: &mut Headers<A>,
+    origin: Origin,
+) -> Step {
+    let overlay = matches!(origin, Origin::Overlay);
+    let Some(config) = node.config() else {
+        return if overlay { Step::drop(DropReason::NoConfig) } else { Step::PASS };
+    };
+    if headers.tuple.dst.stays_on_link()
+        || headers.tuple.src.stays_on_link()
+        || matches!(headers.kind, Kind::NeighbourDiscovery)
+    {
+        return if overlay { Step::drop(DropReason::OverlayNotLocal) } else { Step::PASS };
+    }
+    if matches!(origin, Origin::Network) && encapsulate::is_overlay(config, headers) {
+        return open_overlay(packet, config, headers);
+    }
+    if matches!(headers.kind, Kind::IcmpError) {
+        return Step::ICMP_ERROR;
+    }
+    let known = !matches!(headers.kind, Kind::LaterFragment) || fragment::recall(node, headers);
+    let mut target = headers.tuple;
+    let translated =
+        known && !matches!(headers.kind, Kind::IcmpOther) && follow_connection(node, headers, &mut target);
+    let way = Way::find(node, &target.dst);
+    if translated {
+        if matches!(headers.kind, Kind::FirstFragment) {
+            fragment::remember(node, headers);
+        }
+    } else if !overlay && known {
+        if way.is_pod() {
+            if starts_something(headers) {
+                track::forget_stale_reverse(node, &headers.tuple);
+            }
+        } else if open::frontend(node, &headers.tuple, origin).is_some() {
+            return Step::OPEN_SERVICE;
+        }
+    }
+    Forward { config, translated, origin }.send(packet, node, headers, &target, way)
+}
+
+/// The tuple that a tracked connection's packet gets; `false` if there is none, or it had to be forgotten.
+#[inline(always)]
+fn follow_connection<A: Ip, N: Node<A>>(node: &N, headers: &Headers<A>, target: &mut ConnKey<A>) -> bool {
+    let Some(entry) = node.conn(&headers.tuple) else {
+        return false;
+    };
+    let conn = entry.read();
+    if track::is_stale(node, headers, &conn) {
+        track::forget(node, &headers.tuple, &conn);
+        return false;
+    }
+    entry.record(&conn, node.now_ns(), track::flags_of(headers));
+    *target = track::target(&headers.tuple, &conn);
+    true
+}
+
+/// Whether a packet without connection may be the first of one that leads past a service.
+#[inline(always)]
+fn starts_something<A: Ip>(headers: &Headers<A>) -> bool {
+    headers.is_tcp_open() || headers.tuple.protocol == protocol::UDP
+}
+
+#[inline(always)]
+fn open_overlay<A: Ip, P: Packet>(packet: &mut P, config: &Config, headers: &Headers<A>) -> Step {
+    let step = encapsulate::inspect(packet, config, headers);
+    let inner = match step.next() {
+        Next::Inner4 => Family::V4,
+        Next::Inner6 => Family::V6,
+        _ => return step,
+    };
+    match encapsulate::decapsulate(packet, headers, inner) {
+        Ok(()) => step,
+        Err(reason) => Step::drop(reason),
+    }
+}

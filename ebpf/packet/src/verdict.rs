@@ -1,0 +1,190 @@
+//! What becomes of a packet.
+
+use ebpf_abi::DropReason;
+
+/// What becomes of a packet; the programs turn it into the helper call that does it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// On to the host's stack, unchanged.
+    Pass,
+    /// Dropped and counted.
+    Drop(DropReason),
+    /// Into the pod whose host side has this interface index.
+    DeliverToPod { ifindex: u32 },
+    /// Received by the host on its own interface (`fairlead0`).
+    ToHost,
+    /// Out of the uplink; the neighbour is the packet's destination, or the underlay address of this peer if not 0.
+    ToNetwork { next_hop_peer: u32 },
+    /// Back out of the interface on which it arrived (an ICMP answer to its sender).
+    Reflect,
+}
+
+/// What a stage of the path says: a verdict, or which stage comes next.
+///
+/// Stages are functions of their own in the eBPF object, called one after the other, so that their stack frames do
+/// not add up. A function's result must fit one register there, and the verifier rejects copies of a payload that only
+/// some variants of an enum have: so this is a number, a tag above 32 bits of payload.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(transparent)]
+pub(crate) struct Step(pub(crate) u64);
+
+/// What the tag of a [`Step`] says when it is no verdict.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Next {
+    Done,
+    /// The packet is for a service and not tracked yet.
+    OpenService,
+    /// The packet leaves the cluster, is not tracked yet and must get the node's address.
+    OpenMasquerade,
+    /// The packet is an ICMP error: what it quotes decides.
+    IcmpError,
+    /// Too long for the way: tell the sender the MTU in the payload, in bytes.
+    TooBig,
+    /// An overlay packet with IPv4 inside, from the underlay address in the payload (as it stands in the header).
+    Inner4,
+    /// The same with IPv6 inside.
+    Inner6,
+}
+
+const DROP: u64 = 1;
+const POD: u64 = 2;
+const NETWORK: u64 = 4;
+const TOO_BIG: u64 = 7;
+const INNER4: u64 = 8;
+const INNER6: u64 = 9;
+
+impl Step {
+    pub(crate) const PASS: Self = Self::of(0, 0);
+    pub(crate) const TO_HOST: Self = Self::of(3, 0);
+    pub(crate) const REFLECT: Self = Self::of(5, 0);
+    pub(crate) const ICMP_ERROR: Self = Self::of(6, 0);
+    pub(crate) const OPEN_SERVICE: Self = Self::of(10, 0);
+    pub(crate) const OPEN_MASQUERADE: Self = Self::of(11, 0);
+
+    #[inline(always)]
+    const fn of(tag: u64, payload: u32) -> Self {
+        Self((tag << 32) | payload as u64)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn drop(reason: DropReason) -> Self {
+        Self::of(DROP, reason as u32)
+    }
+
+    /// A drop by its reason's number.
+    #[inline(always)]
+    pub(crate) const fn drop_numbered(reason: u32) -> Self {
+        Self::of(DROP, reason)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn to_pod(ifindex: u32) -> Self {
+        Self::of(POD, ifindex)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn to_network(next_hop_peer: u32) -> Self {
+        Self::of(NETWORK, next_hop_peer)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn too_big(mtu: u32) -> Self {
+        Self::of(TOO_BIG, mtu)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn inner4(underlay: u32) -> Self {
+        Self::of(INNER4, underlay)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn inner6(underlay: u32) -> Self {
+        Self::of(INNER6, underlay)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn payload(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    pub(crate) const fn is_to_network(self) -> bool {
+        self.0 >> 32 == NETWORK
+    }
+
+    #[inline(always)]
+    pub(crate) const fn next(self) -> Next {
+        match self.0 >> 32 {
+            6 => Next::IcmpError,
+            TOO_BIG => Next::TooBig,
+            INNER4 => Next::Inner4,
+            INNER6 => Next::Inner6,
+            10 => Next::OpenService,
+            11 => Next::OpenMasquerade,
+            _ => Next::Done,
+        }
+    }
+
+    /// The verdict of a last stage. A step that is none comes of a connection that was opened for this packet and is
+    /// gone again: another processor removed it.
+    #[inline(always)]
+    pub(crate) fn verdict(self) -> Verdict {
+        let payload = self.payload();
+        match self.0 >> 32 {
+            0 => Verdict::Pass,
+            DROP => Verdict::Drop(reason(payload)),
+            POD => Verdict::DeliverToPod { ifindex: payload },
+            3 => Verdict::ToHost,
+            NETWORK => Verdict::ToNetwork { next_hop_peer: payload },
+            5 => Verdict::Reflect,
+            _ => Verdict::Drop(DropReason::NoConnection),
+        }
+    }
+}
+
+/// The reason with this number; an unknown number counts as malformed.
+#[inline(always)]
+const fn reason(number: u32) -> DropReason {
+    match number {
+        2 => DropReason::NoBackend,
+        3 => DropReason::ConnTableFull,
+        4 => DropReason::NoNatPort,
+        5 => DropReason::TooBig,
+        6 => DropReason::FragmentUnknown,
+        7 => DropReason::TtlExceeded,
+        8 => DropReason::OverlayUnknownPeer,
+        9 => DropReason::OverlayNotLocal,
+        10 => DropReason::OverlayBadHeader,
+        11 => DropReason::RewriteFailed,
+        12 => DropReason::NoConnection,
+        13 => DropReason::NoPeer,
+        14 => DropReason::NoConfig,
+        _ => DropReason::Malformed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_drop_reason_survives_its_number() {
+        for &r in DropReason::ALL {
+            assert_eq!(Step::drop(r).verdict(), Verdict::Drop(r));
+            assert_eq!(Step::drop(r).next(), Next::Done);
+        }
+    }
+
+    #[test]
+    fn a_step_keeps_its_payload() {
+        assert_eq!(Step::PASS.verdict(), Verdict::Pass);
+        assert_eq!(Step::TO_HOST.verdict(), Verdict::ToHost);
+        assert_eq!(Step::REFLECT.verdict(), Verdict::Reflect);
+        assert_eq!(Step::to_pod(u32::MAX).verdict(), Verdict::DeliverToPod { ifindex: u32::MAX });
+        assert_eq!(Step::to_network(7).verdict(), Verdict::ToNetwork { next_hop_peer: 7 });
+        assert_eq!(Step::ICMP_ERROR.next(), Next::IcmpError);
+        assert_eq!((Step::too_big(1450).next(), Step::too_big(1450).payload()), (Next::TooBig, 1450));
+        assert_eq!((Step::inner4(1 << 31).next(), Step::inner4(1 << 31).payload()), (Next::Inner4, 1 << 31));
+        assert_eq!(Step::inner6(u32::MAX).next(), Next::Inner6);
+    }
+}
