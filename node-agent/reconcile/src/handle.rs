@@ -65,6 +65,11 @@ impl Handle {
         answered.await.map_err(|_| ApplyError::Ended)?
     }
 
+    /// Whether the loop still runs.
+    pub fn is_alive(&self) -> bool {
+        !self.commands.is_closed()
+    }
+
     /// What the loop last reported.
     pub fn status(&self) -> Status {
         self.status.borrow().clone()

@@ -1,0 +1,111 @@
+//! What the operator says.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser};
+use ipnetwork::IpNetwork;
+use node_agent_overlay::Mode;
+
+/// The node agent of Fairlead: services, overlay and pods of one node.
+#[derive(Clone, Debug, Parser)]
+#[command(version)]
+pub struct Flags {
+    /// Name of this machine's Node object.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+
+    /// URL of the API server, plain HTTP; without it and --kubeconfig the service account of the pod is used.
+    #[arg(long, value_name = "URL", conflicts_with = "kubeconfig")]
+    pub server: Option<::http::Uri>,
+
+    /// File that says where the API server is and who we are.
+    #[arg(long, value_name = "PATH")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Interface towards the other nodes [default: that of the default route].
+    #[arg(long, value_name = "IFNAME")]
+    pub uplink: Option<String>,
+
+    /// Ranges of ClusterIPs, at most one a family.
+    #[arg(
+        long,
+        value_name = "CIDR,...",
+        value_delimiter = ',',
+        default_value = "10.96.0.0/16,fd00:10:96::/112"
+    )]
+    pub service_cidr: Vec<IpNetwork>,
+
+    /// How packets go to other nodes: vxlan (as flannel's) or direct (routed on a shared link, as flannel's host-gw).
+    #[arg(long, value_name = "MODE", default_value = "vxlan")]
+    pub overlay: Mode,
+
+    /// UDP port of the overlay.
+    #[arg(long, value_name = "PORT", default_value_t = 8472)]
+    pub vxlan_port: u16,
+
+    /// VXLAN network identifier.
+    #[arg(long, default_value_t = 1)]
+    pub vni: u32,
+
+    /// Directory on a bpffs where maps, programs and links are pinned.
+    #[arg(long, value_name = "PATH", default_value = ebpf_abi::maps::PIN_DIR)]
+    pub pin_dir: PathBuf,
+
+    /// cgroup (version 2) whose sockets are balanced at connect [default: the root of the hierarchy].
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+
+    /// Socket of this node's Docker daemon.
+    #[arg(long, value_name = "PATH", default_value = "/var/run/docker.sock")]
+    pub docker_socket: PathBuf,
+
+    /// Image of the container that holds a pod's namespaces; it must be on the node.
+    #[arg(long, value_name = "IMAGE", default_value = "fairlead/pause:latest")]
+    pub pause_image: String,
+
+    /// Run pods on Docker and register the Node; false beside another kubelet.
+    #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
+    pub kubelet: bool,
+
+    /// Balance TCP at connect; false: every packet is translated.
+    #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
+    pub socket_lb: bool,
+
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10256")]
+    pub listen: SocketAddr,
+
+    /// Where leases of pod addresses and volumes are kept.
+    #[arg(long, value_name = "PATH", default_value = "/var/lib/fairlead")]
+    pub state_dir: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_the_node_is_all_that_must_be_said() {
+        let flags = Flags::try_parse_from(["fairlead-node-agent", "--node-name=n1"]).unwrap();
+        assert_eq!(flags.service_cidr.len(), 2);
+        assert_eq!(flags.overlay, Mode::Vxlan);
+        assert!(flags.kubelet && flags.socket_lb);
+    }
+
+    #[test]
+    fn a_wrong_flag_is_named_with_the_way_out() {
+        let parse = |flag: &str| {
+            Flags::try_parse_from(["fairlead-node-agent", "--node-name=n1", flag])
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(
+            parse("--overlay=ipip").contains("choose vxlan or direct"),
+            "{}",
+            parse("--overlay=ipip")
+        );
+        assert!(parse("--service-cidr=10.96.0.0/99").contains("--service-cidr"));
+        assert!(parse("--kubelet=maybe").contains("--kubelet"));
+    }
+}

@@ -1,0 +1,213 @@
+//! The host's own part: `fairlead0`, kernel parameters, and what the programs must know of this node.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use ebpf_abi::{Addr4, Addr6, Config, Endpoint, FamilyConfig, config_flag, endpoint_flag};
+use ipnetwork::IpNetwork;
+use node_agent_host::{HostDevice, HostDeviceSpec, Network, PodCidr, Uplink, apply_host_sysctls};
+use node_agent_model::Change;
+use node_agent_overlay::{Mode, Overlay};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+/// Ports that masquerade may use.
+const NAT_PORTS: RangeInclusive<u16> = 61000..=63999;
+
+/// The node's own network, wired.
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub uplink: Uplink,
+    pub device: HostDevice,
+    pub pod_cidrs: Vec<PodCidr>,
+}
+
+/// Makes `fairlead0` and sets the kernel parameters; what is right already stays untouched.
+///
+/// # Errors
+///
+/// When a podCIDR cannot serve or the kernel refuses.
+pub async fn wire(
+    network: &Network,
+    uplink: Uplink,
+    pod_cidrs: &[IpNetwork],
+    mtu: u32,
+) -> anyhow::Result<Host> {
+    let pod_cidrs: Vec<PodCidr> = pod_cidrs
+        .iter()
+        .map(|cidr| PodCidr::new(*cidr))
+        .collect::<Result<_, _>>()?;
+    apply_host_sysctls(&NAT_PORTS).context("setting the kernel's parameters")?;
+    let spec = HostDeviceSpec {
+        mtu,
+        gateways: pod_cidrs.iter().map(PodCidr::gateway).collect(),
+    };
+    let device = network
+        .ensure_host_device(&spec)
+        .await
+        .context("making fairlead0")?;
+    Ok(Host {
+        uplink,
+        device,
+        pod_cidrs,
+    })
+}
+
+impl Host {
+    /// Everything that the model must know of the host.
+    pub fn changes(&self, overlay: &Overlay) -> Vec<Change> {
+        let own: Vec<IpAddr> = self.addresses().collect();
+        let mut changes = vec![
+            Change::Config(self.config(overlay)),
+            Change::NodeAddresses(own.clone()),
+        ];
+        let mac = self.device.mac.0;
+        // What is delivered to the host comes in by fairlead0, addressed to it.
+        let host = Endpoint {
+            flags: endpoint_flag::HOST,
+            pod_mac: mac,
+            host_mac: mac,
+            ..Endpoint::default()
+        };
+        let source_nat = Endpoint {
+            flags: endpoint_flag::SOURCE_NAT,
+            ..Endpoint::default()
+        };
+        let gateways = self.pod_cidrs.iter().map(PodCidr::gateway);
+        changes.extend(
+            own.into_iter()
+                .chain(gateways)
+                .map(|ip| Change::Endpoint(ip, Some(host))),
+        );
+        let reserved = self.pod_cidrs.iter().map(PodCidr::source_nat);
+        changes.extend(reserved.map(|ip| Change::Endpoint(ip, Some(source_nat))));
+        changes
+    }
+
+    /// The node's addresses on the uplink.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let v4 = self.uplink.v4.iter().copied().map(IpAddr::V4);
+        v4.chain(self.uplink.v6.iter().copied().map(IpAddr::V6))
+    }
+
+    fn config(&self, overlay: &Overlay) -> Config {
+        let options = overlay.options();
+        let encapsulated = if options.mode == Mode::Vxlan {
+            config_flag::OVERLAY
+        } else {
+            0
+        };
+        let source_nat = |v4: bool| {
+            self.pod_cidrs
+                .iter()
+                .map(PodCidr::source_nat)
+                .find(|ip| ip.is_ipv4() == v4)
+        };
+        Config {
+            uplink_ifindex: self.uplink.ifindex,
+            host_ifindex: self.device.ifindex,
+            flags: encapsulated | config_flag::MASQUERADE,
+            vxlan_port_be: options.port.to_be(),
+            pad: 0,
+            vni: options.vni,
+            uplink_mtu: self.uplink.mtu,
+            nat_port_first: *NAT_PORTS.start(),
+            nat_port_last: *NAT_PORTS.end(),
+            v4: FamilyConfig {
+                node_addr: self
+                    .uplink
+                    .v4
+                    .first()
+                    .copied()
+                    .map(Addr4::from)
+                    .unwrap_or_default(),
+                source_nat_addr: match source_nat(true) {
+                    Some(IpAddr::V4(ip)) => ip.into(),
+                    _ => Addr4::default(),
+                },
+            },
+            v6: FamilyConfig {
+                node_addr: self
+                    .uplink
+                    .v6
+                    .first()
+                    .copied()
+                    .map(Addr6::from)
+                    .unwrap_or_default(),
+                source_nat_addr: match source_nat(false) {
+                    Some(IpAddr::V6(ip)) => ip.into(),
+                    _ => Addr6::default(),
+                },
+            },
+        }
+    }
+}
+
+/// The prefixes of the other nodes, by node: the host's routes follow them.
+#[derive(Clone, Debug)]
+pub struct Prefixes(Arc<watch::Sender<BTreeMap<String, Vec<IpNetwork>>>>);
+
+impl Prefixes {
+    pub fn new() -> Self {
+        Self(Arc::new(watch::channel(BTreeMap::new()).0))
+    }
+
+    /// `None` for a node that is gone or no peer.
+    pub fn set(&self, node: &str, prefixes: Option<&[IpNetwork]>) {
+        self.0.send_if_modified(|nodes| match prefixes {
+            Some(prefixes) if nodes.get(node).map(Vec::as_slice) == Some(prefixes) => false,
+            Some(prefixes) => {
+                nodes.insert(node.to_owned(), prefixes.to_vec());
+                true
+            }
+            None => nodes.remove(node).is_some(),
+        });
+    }
+
+    /// Keeps the host's routes at these prefixes, the node's own and the services'; to be started once all Nodes are
+    /// known, since it removes what it does not know.
+    pub async fn follow(self, network: Network, host: Host, service_cidrs: Vec<IpNetwork>) {
+        let mut nodes = self.0.subscribe();
+        loop {
+            let own = host
+                .pod_cidrs
+                .iter()
+                .map(PodCidr::network)
+                .chain(service_cidrs.iter().copied());
+            let others: Vec<IpNetwork> = nodes
+                .borrow_and_update()
+                .values()
+                .flatten()
+                .copied()
+                .collect();
+            // Without a podCIDR of a family the host has no address in it to send from.
+            let reachable = |prefix: &IpNetwork| host.device.gateway_for(prefix.ip()).is_some();
+            let prefixes: Vec<IpNetwork> = own.chain(others).filter(reachable).collect();
+            match network.set_host_routes(&host.device, &prefixes).await {
+                Ok(changes) => {
+                    if changes.added + changes.removed > 0 {
+                        info!(
+                            added = changes.added,
+                            removed = changes.removed,
+                            "the host's routes changed"
+                        );
+                    }
+                    if nodes.changed().await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the host's routes could not be set"
+                    );
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The dataplane's part in a pod's network: its endpoints in the maps, and the program at its link.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use async_trait::async_trait;
+use ebpf_abi::Endpoint;
+use node_agent_host::{Ipam, MacAddr, PodLink};
+use node_agent_kubelet::{PodHook, PodNetwork};
+use node_agent_maps::{Attached, Dataplane};
+use node_agent_model::{Change, ChangeId};
+use node_agent_reconcile::Handle;
+use tracing::{debug, info};
+
+/// Called by the kubelet for each pod.
+#[expect(dead_code, reason = "the kubelet that calls it is being written")]
+#[derive(Debug)]
+pub struct Pods {
+    pub handle: Handle,
+    pub dataplane: Arc<Dataplane>,
+}
+
+#[async_trait]
+impl PodHook for Pods {
+    async fn pod_wired(&self, pod: &PodNetwork) -> anyhow::Result<()> {
+        let id = ChangeId {
+            uid: pod.uid.clone(),
+            resource_version: String::new(),
+        };
+        for ip in &pod.ips {
+            let endpoint = endpoint(pod.ifindex, pod.pod_mac, pod.host_mac);
+            self.handle
+                .change(Change::Endpoint(*ip, Some(endpoint)), id.clone())
+                .await?;
+        }
+        self.handle
+            .flush()
+            .await
+            .with_context(|| format!("programming pod {}/{}", pod.namespace, pod.name))?;
+        let attached = self.dataplane.attach_pod(&pod.ifname, pod.ifindex)?;
+        if attached == Attached::Adopted {
+            debug!(pod = pod.name, ifname = pod.ifname, "pod was wired before");
+        } else {
+            info!(namespace = pod.namespace, pod = pod.name, ips = ?pod.ips, ifname = pod.ifname, "pod is wired");
+        }
+        Ok(())
+    }
+
+    async fn pod_unwired(&self, pod: &PodNetwork) -> anyhow::Result<()> {
+        let id = ChangeId {
+            uid: pod.uid.clone(),
+            resource_version: String::new(),
+        };
+        for ip in &pod.ips {
+            self.handle
+                .change(Change::Endpoint(*ip, None), id.clone())
+                .await?;
+        }
+        self.handle
+            .flush()
+            .await
+            .with_context(|| format!("removing pod {}/{}", pod.namespace, pod.name))?;
+        self.dataplane.detach_pod(&pod.ifname)?;
+        info!(namespace = pod.namespace, pod = pod.name, ips = ?pod.ips, "pod is unwired");
+        Ok(())
+    }
+}
+
+/// The endpoints of the pods that an earlier agent wired, so that none is removed before the kubelet has looked.
+pub fn found(links: &[PodLink], ipam: &Ipam) -> Vec<Change> {
+    let mut addresses: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+    for lease in ipam.leases() {
+        addresses
+            .entry(lease.owner)
+            .or_default()
+            .push(lease.address);
+    }
+    let of = |link: &PodLink| {
+        let endpoint = endpoint(link.ifindex, link.pod_mac, link.host_mac);
+        let ips = addresses.get(&link.uid).cloned().unwrap_or_default();
+        ips.into_iter()
+            .map(move |ip| Change::Endpoint(ip, Some(endpoint)))
+    };
+    links.iter().flat_map(of).collect()
+}
+
+/// Puts this agent's program on the links of pods that are there, and forgets the links of those that are not.
+///
+/// # Errors
+///
+/// When a program cannot be attached.
+pub fn adopt(dataplane: &Dataplane, links: &[PodLink]) -> anyhow::Result<()> {
+    let present: BTreeSet<&str> = links.iter().map(|link| link.ifname.as_str()).collect();
+    for name in dataplane.attached_pods()? {
+        if !present.contains(name.as_str()) {
+            dataplane.detach_pod(&name)?;
+            info!(ifname = name, "the link of a pod that is gone was removed");
+        }
+    }
+    for link in links {
+        dataplane.attach_pod(&link.ifname, link.ifindex)?;
+    }
+    Ok(())
+}
+
+fn endpoint(ifindex: u32, pod_mac: MacAddr, host_mac: MacAddr) -> Endpoint {
+    Endpoint {
+        ifindex,
+        flags: 0,
+        pod_mac: pod_mac.0,
+        host_mac: host_mac.0,
+        pad: 0,
+    }
+}
