@@ -91,17 +91,10 @@ fn variable(name: &str) -> Result<String, String> {
     env::var(name).map_err(|error| format!("{name}: {error}"))
 }
 
-/// Full debug info and `--btf` because bpf-linker makes the maps' BTF from it; instruction set v3 because atomic
-/// operations that return a value came with it (Linux 5.12).
+/// Full debug info and `--btf`: bpf-linker makes the BTF of the maps from it.
 fn rustflags(arch: &str) -> String {
     let arch = format!("--cfg=bpf_target_arch=\"{arch}\"");
-    [
-        "-Cdebuginfo=2",
-        "-Clink-arg=--btf",
-        "-Clink-arg=--cpu=v3",
-        &arch,
-    ]
-    .join("\x1f")
+    ["-Cdebuginfo=2", "-Clink-arg=--btf", &arch].join("\x1f")
 }
 
 fn cargo(toolchain: &str, workspace: &Path) -> Command {

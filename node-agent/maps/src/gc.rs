@@ -215,3 +215,92 @@ fn partner_key<A: MapFamily>(entry: &Conn<A>, protocol: u8) -> ConnKey<A> {
         pad: [0; 3],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ebpf_abi::Addr4;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn entry(flags: u32, last_seen_s: u64) -> Conn<Addr4> {
+        Conn {
+            flags,
+            last_seen_ns: last_seen_s * SECOND,
+            ..Conn::default()
+        }
+    }
+
+    #[test]
+    fn a_tcp_connection_passes_through_its_states() {
+        use conn_flag::{REPLY, TCP_FIN, TCP_RST, TCP_SYN};
+        for (there, back, expected) in [
+            (TCP_SYN, REPLY, ConnState::TcpOpening),
+            (TCP_SYN, REPLY | TCP_SYN, ConnState::TcpEstablished),
+            (0, REPLY, ConnState::TcpEstablished),
+            (
+                TCP_SYN | TCP_FIN,
+                REPLY | TCP_SYN,
+                ConnState::TcpEstablished,
+            ),
+            (
+                TCP_SYN | TCP_FIN,
+                REPLY | TCP_SYN | TCP_FIN,
+                ConnState::TcpClosing,
+            ),
+            (TCP_SYN, REPLY | TCP_RST, ConnState::TcpClosing),
+        ] {
+            assert_eq!(
+                conn_state(TCP, there, back),
+                expected,
+                "{there:#x} {back:#x}"
+            );
+            assert_eq!(
+                conn_state(TCP, back, there),
+                expected,
+                "{back:#x} {there:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_connection_is_over_when_both_directions_were_idle_for_its_timeout() {
+        let timeouts = Timeouts::default();
+        let syn = conn_flag::TCP_SYN;
+        for (name, protocol, there, back, limit_s) in [
+            ("unanswered SYN", TCP, syn, 0, 20),
+            ("established", TCP, syn, syn, 3600),
+            ("reset", TCP, syn | conn_flag::TCP_RST, syn, 40),
+            ("UDP", UDP, 0, 0, 60),
+            ("ICMP", ICMP, 0, 0, 5),
+            ("ICMPv6", ICMPV6, 0, 0, 5),
+            ("SCTP", 132, 0, 0, 600),
+        ] {
+            let (there, back) = (entry(there, 100), entry(back, 200));
+            let over = |now_s| {
+                let now_ns = now_s * SECOND;
+                let one = timeouts.expired(protocol, &there, Some(&back), now_ns);
+                assert_eq!(one, timeouts.expired(protocol, &back, Some(&there), now_ns));
+                one
+            };
+            assert!(!over(200 + limit_s), "{name} at its limit");
+            assert!(over(201 + limit_s), "{name} beyond its limit");
+        }
+    }
+
+    #[test]
+    fn an_entry_without_its_partner_goes_soon() {
+        let timeouts = Timeouts::default();
+        let lone = entry(conn_flag::TCP_SYN, 100);
+        assert!(!timeouts.expired(TCP, &lone, None, 140 * SECOND));
+        assert!(timeouts.expired(TCP, &lone, None, 141 * SECOND));
+    }
+
+    #[test]
+    fn a_clock_that_lags_behind_an_entry_ends_nothing() {
+        let timeouts = Timeouts::default();
+        let seen_later = entry(0, 500);
+        assert!(!timeouts.expired(UDP, &seen_later, Some(&seen_later), 100 * SECOND));
+    }
+}

@@ -19,9 +19,7 @@ pub(crate) use map::{
     update_batch, update_elem,
 };
 pub(crate) use object::{Access, is_bpffs, kernel_release, obj_get, obj_pin, wait_readable};
-pub(crate) use program::{
-    ProgLoad, TestRunArgs, prog_by_id, prog_info, prog_load, prog_map_ids, prog_test_run,
-};
+pub(crate) use program::{TestRunArgs, prog_by_id, prog_info, prog_map_ids, prog_test_run};
 
 /// `enum bpf_cmd`.
 #[derive(Clone, Copy)]
@@ -31,7 +29,6 @@ enum Command {
     MapUpdateElem = 2,
     MapDeleteElem = 3,
     MapGetNextKey = 4,
-    ProgLoad = 5,
     ObjPin = 6,
     ObjGet = 7,
     ProgTestRun = 10,

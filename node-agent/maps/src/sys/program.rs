@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use super::{Command, bpf, bpf_fd, object_by_id, object_info};
+use super::{Command, bpf, object_by_id, object_info};
 
 /// `struct bpf_prog_info`, the leading part.
 #[derive(Default)]
@@ -72,26 +72,6 @@ pub(crate) struct TestRunAnswer {
     pub duration: u32,
 }
 
-/// `BPF_PROG_LOAD` as far as it is used here.
-pub(crate) struct ProgLoad<'a> {
-    pub prog_type: u32,
-    pub instructions: &'a [u64],
-    pub license: &'a std::ffi::CStr,
-}
-
-#[repr(C)]
-struct ProgLoadAttr {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-    kern_version: u32,
-    prog_flags: u32,
-}
-
 pub(crate) fn prog_info(program: BorrowedFd<'_>) -> io::Result<ProgInfo> {
     let mut info = RawProgInfo::default();
     // SAFETY: `RawProgInfo` is the leading part of `struct bpf_prog_info`; its lengths are zero, so the kernel writes
@@ -119,23 +99,6 @@ pub(crate) fn prog_map_ids(program: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
 
 pub(crate) fn prog_by_id(id: u32) -> io::Result<OwnedFd> {
     object_by_id(Command::ProgGetFdById, id)
-}
-
-pub(crate) fn prog_load(load: &ProgLoad<'_>) -> io::Result<OwnedFd> {
-    let mut attr = ProgLoadAttr {
-        prog_type: load.prog_type,
-        insn_cnt: load.instructions.len() as u32,
-        insns: load.instructions.as_ptr() as u64,
-        license: load.license.as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log_buf: 0,
-        kern_version: 0,
-        prog_flags: 0,
-    };
-    // SAFETY: the instructions are `insn_cnt` words of eight bytes, the licence is NUL-terminated; both outlive the
-    // call, which answers a descriptor.
-    unsafe { bpf_fd(Command::ProgLoad, &mut attr) }
 }
 
 pub(crate) fn prog_test_run(
