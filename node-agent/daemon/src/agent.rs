@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use node_agent_host::{Ipam, Network, Uplink, bpffs_mounted, cgroup2_root, mount_bpffs};
+use node_agent_kubelet::{Kubelet, KubeletConfig, PodWiring};
 use node_agent_maps::{Attached, Dataplane, Options as DataplaneOptions, Program};
 use node_agent_model::ChangeId;
 use node_agent_overlay::{Mode, Overlay, OverlayOptions, VtepMac};
@@ -16,12 +18,13 @@ use node_agent_reconcile::{Handle, Metrics, Options, Reconciler};
 use node_agent_reflect::SOURCES;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::collect::CollectMetrics;
 use crate::flags::Flags;
 use crate::host::{Host, Prefixes};
 use crate::own_node::{Assigned, OwnNode};
+use crate::pods::Pods;
 use crate::readiness::Readiness;
 use crate::streams::Streams;
 use crate::{client, collect, host, http, pods, scrape};
@@ -29,6 +32,7 @@ use crate::{client, collect, host, http, pods, scrape};
 /// The source of what the agent finds on its own machine.
 const HOST_SOURCE: &str = "this host";
 const BPFFS: &str = "/sys/fs/bpf";
+const RETRY: Duration = Duration::from_millis(500);
 
 /// Runs the agent; returns only when something that must run for ever has ended.
 ///
@@ -44,6 +48,8 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     let reconcile_metrics = Metrics::register(ours);
     let collect_metrics = CollectMetrics::register(ours);
     registry.register_collector(Box::new(scrape::Dataplane(dataplane.maps().clone())));
+    let kubelet_metrics = Arc::new(OnceLock::new());
+    registry.register_collector(Box::new(scrape::Pods(kubelet_metrics.clone())));
     http::serve(flags.listen, readiness.clone(), registry).await?;
 
     let network = Network::connect()?;
@@ -53,18 +59,17 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
         .context("--uplink")?;
     let client = client::connect(&flags).await?;
     let mut tasks = JoinSet::new();
-    if flags.kubelet {
-        bail!(
-            "this agent runs no pods yet: give --kubelet=false, and run it beside another kubelet"
-        );
+    let kubelet = match flags.kubelet {
+        true => Some(start_kubelet(&flags, &uplink, &client, &readiness, &mut tasks).await?),
+        false => None,
+    };
+    if let Some(kubelet) = &kubelet {
+        // Registered once; the cell is empty until here.
+        let _ = kubelet_metrics.set(kubelet.clone());
     }
     let own_node = OwnNode::new(client.clone(), &flags.node_name);
     let assigned = own_node.wait_for_pod_cidrs(&readiness).await?;
     let overlay = overlay(&flags, &uplink, &assigned)?;
-    own_node
-        .publish_annotations(&overlay)
-        .await
-        .context("publishing this Node's annotations")?;
 
     readiness.stage("wiring the host");
     let host = host::wire(&network, uplink, &assigned.pod_cidrs, overlay.mtu()).await?;
@@ -109,6 +114,21 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
         collect::run(dataplane.maps().clone(), collect_metrics),
     );
     own_node.changed();
+    if let Some(kubelet) = kubelet {
+        let hook = Arc::new(Pods { handle, dataplane });
+        let wiring = PodWiring {
+            network,
+            ipam,
+            mtu: overlay.mtu(),
+            hook,
+        };
+        tasks.spawn(async move {
+            (
+                "kubelet",
+                kubelet.run_pods(wiring).await.map(|never| match never {}),
+            )
+        });
+    }
     readiness.started();
     match tasks.join_next().await {
         Some(Ok((part, Err(error)))) => Err(error.context(format!("the {part} failed"))),
@@ -139,6 +159,40 @@ async fn open_dataplane(pin_dir: std::path::PathBuf) -> anyhow::Result<Dataplane
     })
     .await?;
     opened.context("opening the dataplane")
+}
+
+async fn start_kubelet(
+    flags: &Flags,
+    uplink: &Uplink,
+    client: &kube::Client,
+    readiness: &Readiness,
+    tasks: &mut Tasks,
+) -> anyhow::Result<Kubelet> {
+    readiness.stage(format!(
+        "connecting to Docker at {}",
+        flags.docker_socket.display()
+    ));
+    let v4 = uplink.v4.first().map(|ip| (*ip).into());
+    let v6 = uplink.v6.first().map(|ip| (*ip).into());
+    let config = KubeletConfig {
+        node_name: flags.node_name.clone(),
+        node_ips: v4.into_iter().chain(v6).collect(),
+        docker_socket: flags.docker_socket.clone(),
+        pause_image: flags.pause_image.clone(),
+        state_dir: flags.state_dir.clone(),
+    };
+    let kubelet = Kubelet::connect(config, client.clone()).await?;
+    readiness.stage(format!("registering Node {}", flags.node_name));
+    while let Err(error) = kubelet.register_node().await {
+        warn!(
+            error = format!("{error:#}"),
+            "the Node could not be registered, trying again"
+        );
+        tokio::time::sleep(RETRY).await;
+    }
+    let heartbeats = kubelet.clone();
+    tasks.spawn(async move { match heartbeats.run_heartbeats().await {} });
+    Ok(kubelet)
 }
 
 fn overlay(flags: &Flags, uplink: &Uplink, assigned: &Assigned) -> anyhow::Result<Overlay> {

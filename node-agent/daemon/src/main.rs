@@ -13,6 +13,8 @@ mod readiness;
 mod scrape;
 mod streams;
 
+use std::io::IsTerminal;
+
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -29,6 +31,7 @@ async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

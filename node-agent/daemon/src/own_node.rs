@@ -88,48 +88,16 @@ impl OwnNode {
         }
     }
 
-    /// Puts the overlay's annotations on the Node if they are not there.
-    ///
-    /// # Errors
-    ///
-    /// When the API server refuses.
-    pub async fn publish_annotations(&self, overlay: &Overlay) -> Result<(), kube::Error> {
-        let now = self
-            .api
-            .get(&self.name)
-            .await?
-            .metadata
-            .annotations
-            .unwrap_or_default();
-        let wanted = overlay.annotations(&now);
-        if wanted.iter().all(|(key, text)| now.get(*key) == Some(text)) {
-            return Ok(());
-        }
-        let patch = json!({"metadata": {"annotations": wanted}});
-        self.api
-            .patch(&self.name, &PatchParams::default(), &Patch::Merge(patch))
-            .await?;
-        info!(annotations = ?wanted, "published");
-        Ok(())
-    }
-
-    /// Keeps the annotations there, and once the dataplane is programmed the condition too.
+    /// Keeps the overlay's annotations on the Node, and once the dataplane is programmed the condition too.
     pub async fn keep_published(self, overlay: Overlay, handle: Handle) {
         loop {
-            let published = async {
-                self.publish_annotations(&overlay).await?;
-                if handle.status().synced {
-                    self.publish_condition().await?;
-                }
-                Ok::<_, kube::Error>(())
-            };
-            match published.await {
+            match self.publish(&overlay, handle.status().synced).await {
                 Ok(()) => {
                     let _ = tokio::time::timeout(LOOK_EVERY, self.changed.notified()).await;
                 }
                 Err(error) => {
                     warn!(
-                        error = &error as &dyn std::error::Error,
+                        error = &error as &(dyn std::error::Error + Sync),
                         "this Node's annotations or condition could not be published"
                     );
                     tokio::time::sleep(RETRY).await;
@@ -138,30 +106,37 @@ impl OwnNode {
         }
     }
 
-    async fn publish_condition(&self) -> Result<(), kube::Error> {
+    async fn publish(&self, overlay: &Overlay, programmed: bool) -> Result<(), kube::Error> {
         let node = self.api.get(&self.name).await?;
-        let conditions = node
+        let now = node.metadata.annotations.unwrap_or_default();
+        let wanted = overlay.annotations(&now);
+        if wanted.iter().any(|(key, text)| now.get(*key) != Some(text)) {
+            let patch = json!({"metadata": {"annotations": wanted}});
+            self.api
+                .patch(&self.name, &PatchParams::default(), &Patch::Merge(patch))
+                .await?;
+            info!(annotations = ?wanted, "published");
+        }
+        let mut conditions = node
             .status
             .iter()
             .flat_map(|status| status.conditions.iter().flatten());
-        let is_ours = |type_: &str, status: &str, reason: Option<&str>| {
-            type_ == "NetworkUnavailable" && status == "False" && reason == Some("FairleadIsUp")
-        };
-        if conditions
-            .into_iter()
-            .any(|c| is_ours(&c.type_, &c.status, c.reason.as_deref()))
-        {
-            return Ok(());
+        let is_there = conditions.any(|condition| {
+            condition.type_ == "NetworkUnavailable"
+                && condition.status == "False"
+                && condition.reason.as_deref() == Some("FairleadIsUp")
+        });
+        if programmed && !is_there {
+            let patch = condition(&jiff::Timestamp::now());
+            self.api
+                .patch_status(
+                    &self.name,
+                    &PatchParams::default(),
+                    &Patch::Strategic(patch),
+                )
+                .await?;
+            info!("condition NetworkUnavailable is False");
         }
-        let patch = condition(&jiff::Timestamp::now());
-        self.api
-            .patch_status(
-                &self.name,
-                &PatchParams::default(),
-                &Patch::Strategic(patch),
-            )
-            .await?;
-        info!("condition NetworkUnavailable is False");
         Ok(())
     }
 }

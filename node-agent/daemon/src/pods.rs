@@ -15,7 +15,6 @@ use node_agent_reconcile::Handle;
 use tracing::{debug, info};
 
 /// Called by the kubelet for each pod.
-#[expect(dead_code, reason = "the kubelet that calls it is being written")]
 #[derive(Debug)]
 pub struct Pods {
     pub handle: Handle,
