@@ -28,6 +28,9 @@ impl Daemon {
         let log = place.log(name);
         let file = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
         let child = command
+            // A log is read as text; an error's chain says more than where it was made.
+            .env("NO_COLOR", "1")
+            .env("RUST_LIB_BACKTRACE", "0")
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
@@ -49,17 +52,23 @@ impl Daemon {
             .try_wait()
             .context("cannot ask for a daemon's state")?
         {
-            bail!("{} ended with {status}:\n{}", self.name, self.tail());
+            bail!("{} ended with {status}; its log is above", self.name);
         }
         Ok(())
     }
 
+    /// The log's last lines; fewer of Docker's, which warns of much that is as it should be.
     pub fn tail(&self) -> String {
+        let count = if self.name.starts_with("docker") {
+            3
+        } else {
+            15
+        };
         let text = fs::read(&self.log).unwrap_or_default();
         format!(
             "--- {}\n{}",
             self.log.display(),
-            last_lines(&String::from_utf8_lossy(&text), 15)
+            last_lines(&String::from_utf8_lossy(&text), count)
         )
     }
 }
