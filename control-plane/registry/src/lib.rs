@@ -1,1 +1,42 @@
-//! control-plane-registry
+//! What objects mean: kinds, decoding, defaulting, validation, patches, allocation, selectors, deletion and the
+//! watch cache, between the [store](control_plane_store) (bytes under keys) and whoever serves the API.
+//!
+//! Kinds are data: one row of [`kinds::TABLE`] over untyped JSON. This crate knows no HTTP.
+
+#![forbid(unsafe_code)]
+
+pub mod allocate;
+mod bootstrap;
+mod cache;
+pub mod decode;
+mod delete;
+pub mod errors;
+pub mod json;
+pub mod kinds;
+mod list;
+mod merge;
+mod meta;
+mod object;
+pub mod options;
+mod registry;
+pub mod schema;
+pub mod selector;
+mod strategic;
+mod strategies;
+pub mod table;
+mod validate;
+mod watch;
+mod write;
+
+pub use delete::Deleted;
+pub use errors::{ApiError, FieldError, Reason};
+pub use kinds::{Kind, Subresource};
+pub use list::List;
+pub use object::{Event, EventType, Object, frame};
+pub use options::{
+    DeleteOptions, FieldValidation, ListOptions, PatchType, VersionMatch, WatchOptions,
+    WriteOptions,
+};
+pub use registry::{OpenError, Options, Registry};
+pub use watch::{Watch, WatchItem};
+pub use write::Written;

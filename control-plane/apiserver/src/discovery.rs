@@ -1,0 +1,220 @@
+//! Which groups, versions and resources there are: the aggregated documents of `apidiscovery.k8s.io/v2`, and the old ones
+//! that some clients still read.
+
+use axum::response::Response;
+use control_plane_registry::kinds::{self, VERBS};
+use control_plane_registry::{Kind, Subresource};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::{negotiate, respond};
+
+/// `/api`.
+pub async fn core(headers: HeaderMap) -> Response {
+    if negotiate::wants_aggregated(&headers) {
+        return aggregated(|group| group.is_empty());
+    }
+    let body = json!({
+        "kind": "APIVersions",
+        "versions": ["v1"],
+        "serverAddressByClientCIDRs": [],
+    });
+    vary(respond::json(StatusCode::OK, &body))
+}
+
+/// `/apis`.
+pub async fn groups(headers: HeaderMap) -> Response {
+    if negotiate::wants_aggregated(&headers) {
+        return aggregated(|group| !group.is_empty());
+    }
+    let groups: Vec<Value> = group_names().iter().map(|g| group_value(g)).collect();
+    let body = json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups});
+    vary(respond::json(StatusCode::OK, &body))
+}
+
+/// `/apis/GROUP`.
+pub fn group(name: &str) -> Response {
+    let mut body = group_value(name);
+    body["kind"] = "APIGroup".into();
+    body["apiVersion"] = "v1".into();
+    respond::json(StatusCode::OK, &body)
+}
+
+/// `/api/v1`, `/apis/GROUP/VERSION`: an `APIResourceList`.
+pub fn legacy(group: &str, version: &str) -> Response {
+    let mut resources = Vec::new();
+    for kind in of(group, version) {
+        let mut entry = json!({
+            "name": kind.plural,
+            "singularName": kind.singular,
+            "namespaced": kind.namespaced,
+            "kind": kind.kind,
+            "verbs": VERBS,
+        });
+        if !kind.short_names.is_empty() {
+            entry["shortNames"] = json!(kind.short_names);
+        }
+        if !kind.categories.is_empty() {
+            entry["categories"] = json!(kind.categories);
+        }
+        resources.push(entry);
+        for subresource in kind.subresources {
+            resources.push(json!({
+                "name": format!("{}/{}", kind.plural, subresource.name()),
+                "singularName": "",
+                "namespaced": kind.namespaced,
+                "kind": subresource_kind(kind, *subresource),
+                "verbs": subresource.verbs(),
+            }));
+        }
+    }
+    let body = json!({
+        "kind": "APIResourceList",
+        "apiVersion": "v1",
+        "groupVersion": group_version(group, version),
+        "resources": resources,
+    });
+    respond::json(StatusCode::OK, &body)
+}
+
+/// `/`: the paths that there are.
+pub fn root_paths() -> Value {
+    let mut paths = vec!["/api".to_owned(), "/api/v1".to_owned(), "/apis".to_owned()];
+    for (group, version) in kinds::group_versions() {
+        if !group.is_empty() {
+            paths.push(format!("/apis/{group}"));
+            paths.push(format!("/apis/{group}/{version}"));
+        }
+    }
+    for path in [
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v3",
+        "/readyz",
+        "/version",
+    ] {
+        paths.push(path.to_owned());
+    }
+    json!({"paths": paths})
+}
+
+/// `v1`, `discovery.k8s.io/v1`.
+pub fn group_version(group: &str, version: &str) -> String {
+    if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    }
+}
+
+/// The kinds of a group and version.
+pub fn of(group: &str, version: &str) -> impl Iterator<Item = &'static Kind> {
+    kinds::TABLE
+        .iter()
+        .filter(move |k| k.group == group && k.version == version)
+}
+
+fn aggregated(wanted: impl Fn(&str) -> bool) -> Response {
+    let mut items: Vec<Value> = Vec::new();
+    for (group, version) in kinds::group_versions() {
+        if !wanted(group) {
+            continue;
+        }
+        let resources: Vec<Value> = of(group, version).map(resource).collect();
+        let entry = json!({"version": version, "freshness": "Current", "resources": resources});
+        match items.iter_mut().find(|i| i["metadata"]["name"] == group) {
+            Some(item) => {
+                if let Some(versions) = item["versions"].as_array_mut() {
+                    versions.push(entry);
+                }
+            }
+            None => items.push(json!({"metadata": {"name": group}, "versions": [entry]})),
+        }
+    }
+    let body = json!({
+        "kind": "APIGroupDiscoveryList",
+        "apiVersion": "apidiscovery.k8s.io/v2",
+        "metadata": {},
+        "items": items,
+    });
+    let content_type = HeaderValue::from_static(negotiate::AGGREGATED);
+    vary(respond::with_type(
+        StatusCode::OK,
+        content_type,
+        body.to_string().into(),
+    ))
+}
+
+fn resource(kind: &'static Kind) -> Value {
+    let response = |name: &str| json!({"group": kind.group, "version": kind.version, "kind": name});
+    let subresources: Vec<Value> = kind
+        .subresources
+        .iter()
+        .map(|s| {
+            json!({
+                "subresource": s.name(),
+                "responseKind": response(subresource_kind(kind, *s)),
+                "verbs": s.verbs(),
+            })
+        })
+        .collect();
+    let scope = if kind.namespaced {
+        "Namespaced"
+    } else {
+        "Cluster"
+    };
+    let mut out = json!({
+        "resource": kind.plural,
+        "responseKind": response(kind.kind),
+        "scope": scope,
+        "singularResource": kind.singular,
+        "verbs": VERBS,
+    });
+    for (field, list) in [
+        ("shortNames", json!(kind.short_names)),
+        ("categories", json!(kind.categories)),
+        ("subresources", json!(subresources)),
+    ] {
+        if list.as_array().is_some_and(|l| !l.is_empty()) {
+            out[field] = list;
+        }
+    }
+    out
+}
+
+fn subresource_kind(kind: &'static Kind, subresource: Subresource) -> &'static str {
+    match subresource {
+        Subresource::Binding => "Binding",
+        Subresource::Status | Subresource::Finalize => kind.kind,
+    }
+}
+
+fn group_names() -> Vec<&'static str> {
+    let mut names: Vec<_> = Vec::new();
+    for (group, _) in kinds::group_versions() {
+        if !group.is_empty() && !names.contains(&group) {
+            names.push(group);
+        }
+    }
+    names
+}
+
+fn group_value(name: &str) -> Value {
+    let versions: Vec<Value> = kinds::group_versions()
+        .into_iter()
+        .filter(|(group, _)| *group == name)
+        .map(|(group, version)| {
+            json!({"groupVersion": group_version(group, version), "version": version})
+        })
+        .collect();
+    let preferred = versions.first().cloned().unwrap_or_default();
+    json!({"name": name, "versions": versions, "preferredVersion": preferred})
+}
+
+fn vary(mut response: Response) -> Response {
+    response
+        .headers_mut()
+        .insert(header::VARY, HeaderValue::from_static("Accept"));
+    response
+}

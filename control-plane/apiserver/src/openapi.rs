@@ -1,0 +1,268 @@
+//! `/openapi/v3`: one document for each group and version, with the operations and the schemas that clients look for.
+//!
+//! Before it sends an object kubectl looks for a `patch` operation of its kind with a `fieldValidation` parameter;
+//! `explain` and three-way patches read the schemas. The documents are made once: they only change with the binary, so
+//! a client that asks by hash may keep them for good.
+
+use axum::extract::{Path, Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use control_plane_registry::schema::schema;
+use control_plane_registry::{Kind, Subresource, kinds};
+use http::{HeaderValue, StatusCode, header};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::query::Query;
+use crate::{Api, discovery, respond};
+
+const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
+const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
+
+/// All documents.
+#[derive(Debug)]
+pub struct Documents(Vec<Document>);
+
+#[derive(Debug)]
+struct Document {
+    /// As in `api/v1`, `apis/discovery.k8s.io/v1`.
+    path: String,
+    hash: String,
+    body: Bytes,
+}
+
+impl Documents {
+    pub fn new() -> Self {
+        let all = kinds::group_versions().into_iter();
+        Self(
+            all.map(|(group, version)| Document::new(group, version))
+                .collect(),
+        )
+    }
+}
+
+/// `/openapi/v3`: where the documents are.
+pub async fn index(State(api): State<Api>) -> Response {
+    let mut paths = Map::new();
+    for document in &api.documents.0 {
+        let url = format!("/openapi/v3/{}?hash={}", document.path, document.hash);
+        paths.insert(document.path.clone(), json!({"serverRelativeURL": url}));
+    }
+    respond::json(StatusCode::OK, &json!({"paths": paths}))
+}
+
+/// One document.
+pub async fn document(
+    State(api): State<Api>,
+    Path(path): Path<String>,
+    request: Request,
+) -> Response {
+    let Some(document) = api.documents.0.iter().find(|d| d.path == path) else {
+        return respond::page_not_found();
+    };
+    let query = Query::parse(request.uri().query());
+    let asked = query.get("hash");
+    if !asked.is_empty() && asked != document.hash {
+        let location = format!("/openapi/v3/{}?hash={}", document.path, document.hash);
+        let mut response = respond::text(StatusCode::MOVED_PERMANENTLY, "");
+        if let Ok(location) = HeaderValue::from_str(&location) {
+            response.headers_mut().insert(header::LOCATION, location);
+        }
+        return response;
+    }
+    let etag = format!("\"{}\"", document.hash);
+    let known = request
+        .headers()
+        .get(header::IF_NONE_MATCH)
+        .and_then(|v| v.to_str().ok())
+        .is_some_and(|v| v.split(',').any(|tag| tag.trim() == etag));
+    let mut response = if known {
+        respond::bytes(StatusCode::NOT_MODIFIED, Bytes::new())
+    } else {
+        respond::bytes(StatusCode::OK, document.body.clone())
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::VARY, HeaderValue::from_static("Accept"));
+    if let Ok(etag) = HeaderValue::from_str(&etag) {
+        headers.insert(header::ETAG, etag);
+    }
+    if !asked.is_empty() {
+        let forever = HeaderValue::from_static("public, immutable");
+        headers.insert(header::CACHE_CONTROL, forever);
+        let year = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(365 * 24);
+        let year = year.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        if let Ok(year) = HeaderValue::from_str(&year) {
+            headers.insert(header::EXPIRES, year);
+        }
+    }
+    response
+}
+
+impl Document {
+    fn new(group: &str, version: &str) -> Self {
+        let path = if group.is_empty() {
+            format!("api/{version}")
+        } else {
+            format!("apis/{group}/{version}")
+        };
+        let mut paths = Map::new();
+        let mut roots = vec![STATUS, DELETE_OPTIONS];
+        for kind in discovery::of(group, version) {
+            roots.push(kind.schema);
+            add_paths(kind, &format!("/{path}"), &mut paths);
+        }
+        let lists: Vec<String> = roots.iter().map(|r| format!("{r}List")).collect();
+        roots.extend(lists.iter().map(String::as_str));
+        roots.push("io.k8s.api.core.v1.Binding");
+        let schema = schema();
+        let schemas: Map<String, Value> = schema
+            .reachable(&roots)
+            .into_iter()
+            .filter_map(|name| Some((name.clone(), schema.definitions.get(&name)?.clone())))
+            .collect();
+        let body = json!({
+            "openapi": "3.0.0",
+            "info": {"title": "Fairlead", "version": env!("CARGO_PKG_VERSION")},
+            "paths": paths,
+            "components": {"schemas": schemas},
+        })
+        .to_string();
+        let hash = Sha256::digest(body.as_bytes());
+        let hash = hash.iter().map(|byte| format!("{byte:02X}")).collect();
+        Self {
+            path,
+            hash,
+            body: body.into(),
+        }
+    }
+}
+
+fn add_paths(kind: &'static Kind, base: &str, paths: &mut Map<String, Value>) {
+    let mut scope: Vec<Value> = Vec::new();
+    let mut collection = format!("{base}/{}", kind.plural);
+    if kind.namespaced {
+        let all = json!({"get": operation(kind, "list", "", None)});
+        paths.insert(collection, all);
+        scope.push(parameter("path", "namespace", "object name and auth scope"));
+        collection = format!("{base}/namespaces/{{namespace}}/{}", kind.plural);
+    }
+    let many = json!({
+        "get": operation(kind, "list", "", None),
+        "post": operation(kind, "post", "", Some(kind.schema)),
+        "delete": operation(kind, "deletecollection", "", Some(DELETE_OPTIONS)),
+        "parameters": scope,
+    });
+    paths.insert(collection.clone(), many);
+    scope.push(parameter(
+        "path",
+        "name",
+        &format!("name of the {}", kind.kind),
+    ));
+    let one = json!({
+        "get": operation(kind, "get", "", None),
+        "put": operation(kind, "put", "", Some(kind.schema)),
+        "patch": operation(kind, "patch", "", None),
+        "delete": operation(kind, "delete", "", Some(DELETE_OPTIONS)),
+        "parameters": scope,
+    });
+    paths.insert(format!("{collection}/{{name}}"), one);
+    for subresource in kind.subresources {
+        let name = subresource.name();
+        let mut item = json!({"parameters": scope});
+        for verb in subresource.verbs() {
+            let (method, action) = match *verb {
+                "create" => ("post", "post"),
+                "update" => ("put", "put"),
+                "patch" => ("patch", "patch"),
+                _ => ("get", "get"),
+            };
+            let body = match (*subresource, method) {
+                (Subresource::Binding, _) => Some("io.k8s.api.core.v1.Binding"),
+                (_, "put") => Some(kind.schema),
+                _ => None,
+            };
+            item[method] = operation(kind, action, name, body);
+        }
+        paths.insert(format!("{collection}/{{name}}/{name}"), item);
+    }
+}
+
+/// One operation; `body` is the type of its body.
+fn operation(kind: &Kind, action: &str, subresource: &str, body: Option<&str>) -> Value {
+    let reference = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
+    let answer = match action {
+        "list" => format!("{}List", kind.schema),
+        "delete" | "deletecollection" => STATUS.to_owned(),
+        _ => kind.schema.to_owned(),
+    };
+    let mut parameters = Vec::new();
+    match action {
+        "post" | "put" | "patch" => {
+            for (name, description) in [
+                ("dryRun", "All: do everything but store"),
+                ("fieldManager", "who makes the change"),
+                (
+                    "fieldValidation",
+                    "what to do about unknown and duplicate fields: Ignore, Warn or Strict",
+                ),
+            ] {
+                parameters.push(parameter("query", name, description));
+            }
+        }
+        "list" | "deletecollection" => {
+            for name in [
+                "allowWatchBookmarks",
+                "continue",
+                "fieldSelector",
+                "labelSelector",
+                "limit",
+                "resourceVersion",
+                "resourceVersionMatch",
+                "sendInitialEvents",
+                "timeoutSeconds",
+                "watch",
+            ] {
+                parameters.push(parameter("query", name, ""));
+            }
+        }
+        _ => {}
+    }
+    let id = format!("{action}{}{}{subresource}", kind.version, kind.kind);
+    let mut out = json!({
+        "operationId": id,
+        "parameters": parameters,
+        "responses": {"200": {
+            "description": "OK",
+            "content": {"application/json": {"schema": reference(&answer)}},
+        }},
+        "x-kubernetes-action": action,
+        "x-kubernetes-group-version-kind": {
+            "group": kind.group,
+            "kind": kind.kind,
+            "version": kind.version,
+        },
+    });
+    if action == "patch" {
+        let patch = json!({"schema": {"type": "object"}});
+        out["requestBody"] = json!({"required": true, "content": {
+            "application/json-patch+json": {"schema": {"type": "array", "items": {"type": "object"}}},
+            "application/merge-patch+json": patch,
+            "application/strategic-merge-patch+json": patch,
+        }});
+    } else if let Some(body) = body {
+        out["requestBody"] = json!({"content": {"application/json": {"schema": reference(body)}}});
+    }
+    out
+}
+
+fn parameter(place: &str, name: &str, description: &str) -> Value {
+    let mut out =
+        json!({"name": name, "in": place, "schema": {"type": "string", "uniqueItems": true}});
+    if place == "path" {
+        out["required"] = true.into();
+    }
+    if !description.is_empty() {
+        out["description"] = description.into();
+    }
+    out
+}

@@ -1,0 +1,50 @@
+//! The controllers and the scheduler: clients of the API server like any other, over loopback.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Error, Result};
+use control_plane_controllers::{Cidr, Options};
+use tokio::task::JoinSet;
+
+use crate::flags::{Flags, Role};
+
+/// Starts what `--role` names; `listening` is an address of the API server of this process.
+pub fn start(flags: &Flags, listening: Option<SocketAddr>) -> Result<JoinSet<Result<()>>> {
+    let mut tasks = JoinSet::new();
+    let url = flags.server_url(listening)?;
+    let client = || {
+        let url = url
+            .parse()
+            .with_context(|| format!("--server {url:?} is no URL"))?;
+        kube::Client::try_from(kube::Config::new(url)).context("cannot make a client")
+    };
+    if flags.role.has(Role::Controllers) {
+        let cidrs = flags.cluster_cidr.iter().map(|cidr| {
+            cidr.to_string()
+                .parse::<Cidr>()
+                .with_context(|| format!("--cluster-cidr {cidr}"))
+        });
+        let options = Options {
+            cluster_cidrs: cidrs.collect::<Result<_>>()?,
+            ..Options::default()
+        };
+        options.check()?;
+        let client = client()?;
+        tasks.spawn(async move {
+            control_plane_controllers::run(client, options)
+                .await
+                .context("the controllers ended")
+        });
+    }
+    Ok(tasks)
+}
+
+/// Waits until a part ends by itself, which none should; for ever if there is none.
+pub async fn failed(tasks: &mut JoinSet<Result<()>>) -> Error {
+    match tasks.join_next().await {
+        Some(Ok(Ok(()))) => Error::msg("a part of the control plane ended by itself"),
+        Some(Ok(Err(error))) => error,
+        Some(Err(error)) => Error::new(error).context("a part of the control plane died"),
+        None => std::future::pending().await,
+    }
+}

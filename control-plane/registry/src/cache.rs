@@ -1,0 +1,391 @@
+//! The watch cache: every object in memory, and a ring of the latest changes of each kind, fed by one watch of the store.
+//!
+//! Watchers hold a position in the ring and read on from it; nothing is buffered for them. Who falls out of
+//! the ring is told that its version is too old, and lists again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use control_plane_store::{Event as StoreEvent, KeyRange, KeyValue, Store, StoreError};
+use futures::StreamExt;
+use tokio::sync::watch;
+
+use crate::allocate::{Claims, IP_PREFIX, PORT_PREFIX};
+use crate::errors::{ApiError, Result};
+use crate::kinds::{self, Kind};
+use crate::object::{Event, EventType, Object};
+
+/// Everything of this system stands below.
+const ROOT: &str = "/registry/";
+/// Changes are kept at least so long, if there is room.
+const HISTORY: Duration = Duration::from_secs(75);
+/// Changes of one kind that are kept whatever their age.
+const RING_MIN: usize = 1_000;
+/// Changes of one kind that are kept at most.
+const RING_MAX: usize = 50_000;
+/// After a restart so many revisions are read again, so that watchers go on from where they were.
+const REPLAY: u64 = 5_000;
+/// How long a reader waits for the cache to see what the store has.
+const FRESH_WITHIN: Duration = Duration::from_secs(3);
+
+/// All kinds' objects as of one revision.
+#[derive(Debug)]
+pub struct Cache {
+    kinds: Vec<KindCache>,
+    /// The store's revision that is completely applied.
+    revision: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct KindCache {
+    kind: &'static Kind,
+    state: RwLock<State>,
+    /// Moves with every change of this kind.
+    changed: watch::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By key without the kind's prefix.
+    objects: BTreeMap<String, Arc<Object>>,
+    ring: VecDeque<(Instant, Arc<Event>)>,
+    /// The position of the ring's first event, counted since the start.
+    first: u64,
+    /// Every change after this revision is in the ring.
+    horizon: u64,
+}
+
+/// A watcher's place in the ring of a kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Position(u64);
+
+impl Cache {
+    pub fn new() -> Self {
+        let kinds = kinds::TABLE.iter().map(|kind| KindCache {
+            kind,
+            state: RwLock::default(),
+            changed: watch::Sender::new(()),
+        });
+        Self {
+            kinds: kinds.collect(),
+            revision: watch::Sender::new(0),
+        }
+    }
+
+    /// The revision that readers see.
+    pub fn revision(&self) -> u64 {
+        *self.revision.borrow()
+    }
+
+    /// Waits until the cache has seen `revision`.
+    ///
+    /// # Errors
+    /// 504 when that does not happen within three seconds.
+    pub async fn wait(&self, revision: u64) -> Result<()> {
+        let mut seen = self.revision.subscribe();
+        let reached = seen.wait_for(|r| *r >= revision);
+        match tokio::time::timeout(FRESH_WITHIN, reached).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(ApiError::future_version(revision, self.revision())),
+        }
+    }
+
+    pub fn get(&self, kind: &Kind, key: &str) -> Option<Arc<Object>> {
+        let key = key.strip_prefix(kind.prefix)?;
+        self.state(kind).objects.get(key).cloned()
+    }
+
+    /// The objects whose key (without the kind's prefix) starts with `scope` and comes at or after `start`, and the
+    /// revision that they are of.
+    pub fn list(&self, kind: &Kind, scope: &str, start: &str) -> (Vec<Arc<Object>>, u64) {
+        // Taken first: what is listed may be newer than what is said, never older.
+        let revision = self.revision();
+        let state = self.state(kind);
+        let from = if start > scope { start } else { scope };
+        let objects = state
+            .objects
+            .range::<str, _>((Bound::Included(from), Bound::Unbounded))
+            .take_while(|(key, _)| key.starts_with(scope))
+            .map(|(_, object)| object.clone())
+            .collect();
+        (objects, revision)
+    }
+
+    /// The objects of a scope and the position right after them: together they miss nothing.
+    pub fn snapshot(&self, kind: &Kind, scope: &str) -> (Vec<Arc<Object>>, Position, u64) {
+        let revision = self.revision();
+        let state = self.state(kind);
+        let objects: Vec<_> = state
+            .objects
+            .range::<str, _>((Bound::Included(scope), Bound::Unbounded))
+            .take_while(|(key, _)| key.starts_with(scope))
+            .map(|(_, object)| object.clone())
+            .collect();
+        let newest = objects.iter().map(|o| o.revision).max().unwrap_or(0);
+        let end = Position(state.first + state.ring.len() as u64);
+        (objects, end, revision.max(newest))
+    }
+
+    /// The position right after `revision`.
+    ///
+    /// # Errors
+    /// 410 when changes after it are no longer known.
+    pub fn position_after(&self, kind: &Kind, revision: u64) -> Result<Position> {
+        let state = self.state(kind);
+        if revision < state.horizon {
+            return Err(ApiError::expired(format!(
+                "too old resource version: {revision} ({})",
+                state.horizon
+            )));
+        }
+        let passed = state.ring.partition_point(|(_, e)| e.revision <= revision);
+        Ok(Position(state.first + passed as u64))
+    }
+
+    /// At most `max` changes from `position` on, which moves behind them.
+    ///
+    /// # Errors
+    /// 410 when the position has fallen out of the ring.
+    pub fn read_on(
+        &self,
+        kind: &Kind,
+        position: &mut Position,
+        max: usize,
+    ) -> Result<Vec<Arc<Event>>> {
+        let state = self.state(kind);
+        let Some(skip) = position.0.checked_sub(state.first) else {
+            return Err(ApiError::expired(
+                "The resourceVersion for the provided watch is too old.",
+            ));
+        };
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        let events: Vec<_> = state
+            .ring
+            .iter()
+            .skip(skip)
+            .take(max)
+            .map(|(_, event)| event.clone())
+            .collect();
+        position.0 += events.len() as u64;
+        Ok(events)
+    }
+
+    /// Signals changes of the kind.
+    pub fn subscribe(&self, kind: &Kind) -> watch::Receiver<()> {
+        self.of(kind).changed.subscribe()
+    }
+
+    fn of(&self, kind: &Kind) -> &KindCache {
+        self.kinds
+            .iter()
+            .find(|k| std::ptr::eq(k.kind, kind))
+            .expect("the cache was made from the same table as every &'static Kind")
+    }
+
+    fn state(&self, kind: &Kind) -> RwLockReadGuard<'_, State> {
+        let state = &self.of(kind).state;
+        state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads everything, and remembers the latest `REPLAY` revisions of history. Answers where to watch from.
+    ///
+    /// # Errors
+    /// The store's.
+    async fn load(&self, store: &dyn Store, claims: &Claims) -> Result<u64, StoreError> {
+        let all = store.range(KeyRange::prefix(ROOT), 0, None).await?;
+        let from = store
+            .oldest_revision()
+            .await?
+            .max(all.revision.saturating_sub(REPLAY))
+            .clamp(1, all.revision + 1);
+        claims.reset();
+        let mut objects: Vec<BTreeMap<String, Arc<Object>>> =
+            self.kinds.iter().map(|_| BTreeMap::new()).collect();
+        for kv in &all.kvs {
+            if is_claim(&kv.key) {
+                claims.note_taken(&kv.key);
+            }
+            if let Some((at, rest)) = self.find(&kv.key)
+                && let Some(object) = decode(self.kinds[at].kind, kv)
+            {
+                objects[at].insert(rest.to_owned(), object);
+            }
+        }
+        for (kind, objects) in self.kinds.iter().zip(objects) {
+            let mut state = kind.write();
+            // All positions of before are void: their owners list again.
+            state.first += state.ring.len() as u64 + 1;
+            state.ring.clear();
+            state.objects = objects;
+            state.horizon = from - 1;
+        }
+        self.revision.send_replace(all.revision);
+        self.kinds.iter().for_each(|k| {
+            k.changed.send_replace(());
+        });
+        Ok(from)
+    }
+
+    /// Feeds the cache for as long as the process runs; `ready` is told when it was filled for the first time.
+    pub async fn run(
+        &self,
+        store: Arc<dyn Store>,
+        claims: Arc<Claims>,
+        ready: tokio::sync::oneshot::Sender<Result<(), StoreError>>,
+    ) {
+        let mut ready = Some(ready);
+        loop {
+            let from = match self.load(store.as_ref(), &claims).await {
+                Ok(from) => from,
+                Err(StoreError::Closed) => return,
+                Err(error) => {
+                    if let Some(ready) = ready.take() {
+                        drop(ready.send(Err(error)));
+                        return;
+                    }
+                    tracing::error!(%error, "cannot read the store; trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    continue;
+                }
+            };
+            if let Some(ready) = ready.take() {
+                drop(ready.send(Ok(())));
+            }
+            match self.follow(store.as_ref(), &claims, from).await {
+                StoreError::Closed => return,
+                error => {
+                    tracing::warn!(%error, "the store's watch ended; reading everything again")
+                }
+            }
+        }
+    }
+
+    /// Applies changes until the watch ends; answers why it did.
+    async fn follow(&self, store: &dyn Store, claims: &Claims, from: u64) -> StoreError {
+        let loaded = self.revision();
+        let mut changes = match store.watch(ROOT, from).await {
+            Ok(changes) => changes,
+            Err(error) => return error,
+        };
+        while let Some(batch) = changes.next().await {
+            let batch = match batch {
+                Ok(batch) => batch,
+                Err(error) => return error,
+            };
+            let mut touched = vec![false; self.kinds.len()];
+            for event in &batch.events {
+                if is_claim(&event.key) && event.revision > loaded {
+                    if event.kv.is_some() {
+                        claims.note_taken(&event.key);
+                    } else {
+                        claims.note_free(&event.key);
+                    }
+                }
+                if let Some((at, rest)) = self.find(&event.key) {
+                    self.kinds[at].apply(rest, event, event.revision <= loaded);
+                    touched[at] = true;
+                }
+            }
+            self.revision.send_if_modified(|r| {
+                std::mem::replace(r, batch.revision.max(*r)) < batch.revision
+            });
+            for (kind, touched) in self.kinds.iter().zip(touched) {
+                if touched {
+                    kind.changed.send_replace(());
+                }
+            }
+        }
+        StoreError::Closed
+    }
+
+    /// The kind that a key belongs to, and the rest of the key.
+    fn find<'a>(&self, key: &'a str) -> Option<(usize, &'a str)> {
+        self.kinds.iter().enumerate().find_map(|(at, kind)| {
+            let rest = key.strip_prefix(kind.kind.prefix)?;
+            Some((at, rest))
+        })
+    }
+}
+
+impl KindCache {
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes one change in; `past` changes are already part of the objects and only go into the ring.
+    fn apply(&self, key: &str, change: &StoreEvent, past: bool) {
+        let previous = if past {
+            change.prev_kv.as_ref().and_then(|kv| decode(self.kind, kv))
+        } else {
+            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            state.objects.get(key).cloned()
+        };
+        let event = match &change.kv {
+            Some(kv) => {
+                let Some(object) = decode(self.kind, kv) else {
+                    return;
+                };
+                let kind = match previous {
+                    Some(_) => EventType::Modified,
+                    None => EventType::Added,
+                };
+                Event::new(kind, object, previous)
+            }
+            None => {
+                let Some(previous) = previous else {
+                    return;
+                };
+                // A deletion has a revision of its own, which its last word carries.
+                let last = Object::new(self.kind, previous.value(), change.revision);
+                Event::new(EventType::Deleted, Arc::new(last), Some(previous))
+            }
+        };
+        let mut state = self.write();
+        if !past {
+            match event.kind {
+                EventType::Deleted => state.objects.remove(key),
+                _ => state.objects.insert(key.to_owned(), event.object.clone()),
+            };
+        }
+        state.ring.push_back((Instant::now(), Arc::new(event)));
+        state.trim();
+    }
+}
+
+impl State {
+    fn trim(&mut self) {
+        while self.ring.len() > RING_MIN {
+            let old = self
+                .ring
+                .front()
+                .is_some_and(|(at, _)| at.elapsed() > HISTORY);
+            if !old && self.ring.len() <= RING_MAX {
+                return;
+            }
+            if let Some((_, event)) = self.ring.pop_front() {
+                self.first += 1;
+                self.horizon = event.revision;
+            }
+        }
+    }
+}
+
+fn is_claim(key: &str) -> bool {
+    key.starts_with(IP_PREFIX) || key.starts_with(PORT_PREFIX)
+}
+
+/// The object under a key; a value that is no JSON object is reported and passed over.
+pub fn decode(kind: &'static Kind, kv: &KeyValue) -> Option<Arc<Object>> {
+    match serde_json::from_slice::<serde_json::Value>(&kv.value) {
+        Ok(value) if value.is_object() => Some(Arc::new(Object::new(kind, value, kv.mod_revision))),
+        _ => {
+            tracing::error!(
+                key = &*kv.key,
+                "the stored value is no JSON object; passing it over"
+            );
+            None
+        }
+    }
+}

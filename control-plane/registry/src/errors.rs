@@ -1,0 +1,409 @@
+//! What can be wrong with a request, in Kubernetes' words: the `Status` of `meta/v1` and its causes.
+//!
+//! Texts and shapes follow `k8s.io/apimachinery/pkg/api/errors` and `pkg/util/validation/field`.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use crate::kinds::Kind;
+
+/// A refused request: everything that its `Status` body says.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// The HTTP status code, which is a field of `Status`.
+    pub code: u16,
+    pub reason: Reason,
+    pub message: String,
+    /// `details` of the `Status`; `Null` for none.
+    pub details: Value,
+    /// Seconds after which the client may try again; 0: do not say.
+    pub retry_after: u32,
+    /// A token with which an expired list can go on, without consistency.
+    pub continue_token: Option<String>,
+}
+
+/// `metav1.StatusReason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    AlreadyExists,
+    BadRequest,
+    Conflict,
+    Expired,
+    Forbidden,
+    InternalError,
+    Invalid,
+    MethodNotAllowed,
+    NotAcceptable,
+    NotFound,
+    RequestEntityTooLarge,
+    ServiceUnavailable,
+    Timeout,
+    UnsupportedMediaType,
+}
+
+/// One thing that validation found (`field.Error`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct FieldError {
+    /// The path of the field, as in `spec.ports[0].port`.
+    pub field: String,
+    pub kind: FieldErrorKind,
+    /// The offending value; not shown for some kinds.
+    pub value: Value,
+    pub detail: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldErrorKind {
+    Duplicate,
+    Forbidden,
+    Invalid,
+    NotFound,
+    NotSupported,
+    Required,
+    TooLong,
+    TooMany,
+}
+
+pub type Result<T, E = ApiError> = std::result::Result<T, E>;
+
+impl ApiError {
+    fn new(code: u16, reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            details: Value::Null,
+            retry_after: 0,
+            continue_token: None,
+        }
+    }
+
+    fn about(mut self, kind: &Kind, name: &str) -> Self {
+        self.details = details(kind.group, kind.plural, name);
+        self
+    }
+
+    #[must_use]
+    pub fn not_found(kind: &Kind, name: &str) -> Self {
+        let message = format!("{} \"{name}\" not found", kind.resource());
+        Self::new(404, Reason::NotFound, message).about(kind, name)
+    }
+
+    #[must_use]
+    pub fn already_exists(kind: &Kind, name: &str) -> Self {
+        let message = format!("{} \"{name}\" already exists", kind.resource());
+        Self::new(409, Reason::AlreadyExists, message).about(kind, name)
+    }
+
+    /// The operation was refused because of what the object is now; `why` says what to do.
+    #[must_use]
+    pub fn conflict(kind: &Kind, name: &str, why: &str) -> Self {
+        let message = format!(
+            "Operation cannot be fulfilled on {} \"{name}\": {why}",
+            kind.resource()
+        );
+        Self::new(409, Reason::Conflict, message).about(kind, name)
+    }
+
+    /// Somebody else changed the object since the client read it.
+    #[must_use]
+    pub fn modified(kind: &Kind, name: &str) -> Self {
+        Self::conflict(
+            kind,
+            name,
+            "the object has been modified; please apply your changes to the latest version and try again",
+        )
+    }
+
+    #[must_use]
+    pub fn forbidden(kind: &Kind, name: &str, why: &str) -> Self {
+        let message = format!("{} \"{name}\" is forbidden: {why}", kind.resource());
+        Self::new(403, Reason::Forbidden, message).about(kind, name)
+    }
+
+    #[must_use]
+    pub fn invalid(kind: &Kind, name: &str, errors: &[FieldError]) -> Self {
+        Self::invalid_of(kind.group, kind.kind, name, errors)
+    }
+
+    /// As [`ApiError::invalid`], for things that are no object of a served kind (`ListOptions`, a patch).
+    #[must_use]
+    pub fn invalid_of(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
+        let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let list = match texts.as_slice() {
+            [one] => one.clone(),
+            many => format!("[{}]", many.join(", ")),
+        };
+        let kind_text = match (kind, group) {
+            ("", _) => String::new(),
+            (kind, "") => kind.to_owned(),
+            (kind, group) => format!("{kind}.{group}"),
+        };
+        let message = format!("{kind_text} \"{name}\" is invalid: {list}");
+        let mut error = Self::new(422, Reason::Invalid, message);
+        error.details = details(group, kind, name);
+        let causes: Vec<Value> = errors.iter().map(FieldError::cause).collect();
+        error.details["causes"] = causes.into();
+        error
+    }
+
+    #[must_use]
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(400, Reason::BadRequest, message)
+    }
+
+    /// The change that a patch asks for cannot be made.
+    #[must_use]
+    pub fn patch_failed(kind: &Kind, name: &str, why: &str) -> Self {
+        let message = format!(
+            "the server rejected our request due to an error in our request ({} {name}): {why}",
+            kind.resource()
+        );
+        let mut error = Self::new(422, Reason::Invalid, message).about(kind, name);
+        error.details["causes"] = json!([{"reason": "UnexpectedServerResponse", "message": why}]);
+        error
+    }
+
+    /// HTTP 410: what the client asks about is no longer known; it should list again.
+    #[must_use]
+    pub fn expired(message: impl Into<String>) -> Self {
+        Self::new(410, Reason::Expired, message)
+    }
+
+    /// The client has seen a revision that this server has not (yet).
+    #[must_use]
+    pub fn future_version(asked: u64, current: u64) -> Self {
+        let message = format!("Timeout: Too large resource version: {asked}, current: {current}");
+        let mut error = Self::new(504, Reason::Timeout, message);
+        error.details = json!({
+            "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
+            "retryAfterSeconds": 1,
+        });
+        error.retry_after = 1;
+        error
+    }
+
+    #[must_use]
+    pub fn method_not_allowed() -> Self {
+        Self::new(
+            405,
+            Reason::MethodNotAllowed,
+            "the server does not allow this method on the requested resource",
+        )
+    }
+
+    #[must_use]
+    pub fn unknown_resource() -> Self {
+        let mut error = Self::new(
+            404,
+            Reason::NotFound,
+            "the server could not find the requested resource",
+        );
+        error.details = json!({});
+        error
+    }
+
+    #[must_use]
+    pub fn unsupported_media_type(accepted: &[&str]) -> Self {
+        let message = format!(
+            "the body of the request was in an unknown format - accepted media types include: {}",
+            accepted.join(", ")
+        );
+        Self::new(415, Reason::UnsupportedMediaType, message)
+    }
+
+    #[must_use]
+    pub fn not_acceptable(available: &[&str]) -> Self {
+        let message = format!(
+            "only the following media types are accepted: {}",
+            available.join(", ")
+        );
+        Self::new(406, Reason::NotAcceptable, message)
+    }
+
+    #[must_use]
+    pub fn too_large(limit: usize) -> Self {
+        Self::new(
+            413,
+            Reason::RequestEntityTooLarge,
+            format!("Request entity too large: limit is {limit}"),
+        )
+    }
+
+    #[must_use]
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        let mut error = Self::new(503, Reason::ServiceUnavailable, message);
+        error.retry_after = 1;
+        error
+    }
+
+    /// A fault of ours or of the store, not of the request.
+    #[must_use]
+    pub fn internal(cause: &dyn std::error::Error) -> Self {
+        let mut text = cause.to_string();
+        let mut next = cause.source();
+        while let Some(inner) = next {
+            text.push_str(": ");
+            text.push_str(&inner.to_string());
+            next = inner.source();
+        }
+        Self::new(
+            500,
+            Reason::InternalError,
+            format!("Internal error occurred: {text}"),
+        )
+    }
+
+    /// The body that the client gets.
+    #[must_use]
+    pub fn status(&self) -> Value {
+        let mut metadata = json!({});
+        if let Some(token) = &self.continue_token {
+            metadata["continue"] = token.as_str().into();
+        }
+        let mut status = json!({
+            "kind": "Status",
+            "apiVersion": "v1",
+            "metadata": metadata,
+            "status": "Failure",
+            "message": self.message,
+            "reason": format!("{:?}", self.reason),
+            "code": self.code,
+        });
+        if !self.details.is_null() {
+            status["details"] = self.details.clone();
+        }
+        status
+    }
+}
+
+impl From<control_plane_store::StoreError> for ApiError {
+    fn from(error: control_plane_store::StoreError) -> Self {
+        match error {
+            control_plane_store::StoreError::TooLarge { limit, .. } => Self::too_large(limit),
+            other => Self::internal(&other),
+        }
+    }
+}
+
+fn details(group: &str, kind: &str, name: &str) -> Value {
+    let mut details = json!({});
+    for (key, value) in [("name", name), ("group", group), ("kind", kind)] {
+        if !value.is_empty() {
+            details[key] = value.into();
+        }
+    }
+    details
+}
+
+impl FieldError {
+    fn new(
+        field: impl Into<String>,
+        kind: FieldErrorKind,
+        value: Value,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self {
+            field: field.into(),
+            kind,
+            value,
+            detail: detail.into(),
+        }
+    }
+
+    pub fn required(field: impl Into<String>, detail: &str) -> Self {
+        Self::new(field, FieldErrorKind::Required, Value::Null, detail)
+    }
+
+    pub fn invalid(
+        field: impl Into<String>,
+        value: impl Into<Value>,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self::new(field, FieldErrorKind::Invalid, value.into(), detail)
+    }
+
+    pub fn duplicate(field: impl Into<String>, value: impl Into<Value>) -> Self {
+        Self::new(field, FieldErrorKind::Duplicate, value.into(), "")
+    }
+
+    pub fn not_found(field: impl Into<String>, value: impl Into<Value>) -> Self {
+        Self::new(field, FieldErrorKind::NotFound, value.into(), "")
+    }
+
+    pub fn forbidden(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::new(field, FieldErrorKind::Forbidden, Value::Null, detail)
+    }
+
+    pub fn not_supported(
+        field: impl Into<String>,
+        value: impl Into<Value>,
+        supported: &[&str],
+    ) -> Self {
+        let mut list: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
+        list.sort();
+        let detail = format!("supported values: {}", list.join(", "));
+        Self::new(field, FieldErrorKind::NotSupported, value.into(), detail)
+    }
+
+    pub fn too_long(field: impl Into<String>, max: usize) -> Self {
+        let detail = format!("may not be more than {max} bytes");
+        Self::new(field, FieldErrorKind::TooLong, Value::Null, detail)
+    }
+
+    pub fn too_many(field: impl Into<String>, count: usize, max: usize) -> Self {
+        let detail = format!("must have at most {max} items");
+        Self::new(field, FieldErrorKind::TooMany, count.into(), detail)
+    }
+
+    /// The text without the field's path.
+    fn body(&self) -> String {
+        use FieldErrorKind as K;
+        let name = match self.kind {
+            K::Duplicate => "Duplicate value",
+            K::Forbidden => "Forbidden",
+            K::Invalid => "Invalid value",
+            K::NotFound => "Not found",
+            K::NotSupported => "Unsupported value",
+            K::Required => "Required value",
+            K::TooLong => "Too long",
+            K::TooMany => "Too many",
+        };
+        let mut body = match self.kind {
+            K::Required | K::Forbidden | K::TooLong => name.to_owned(),
+            _ => format!("{name}: {}", go_syntax(&self.value)),
+        };
+        if !self.detail.is_empty() {
+            body.push_str(": ");
+            body.push_str(&self.detail);
+        }
+        body
+    }
+
+    fn cause(&self) -> Value {
+        json!({
+            "reason": format!("FieldValue{:?}", self.kind),
+            "message": self.body(),
+            "field": self.field,
+        })
+    }
+}
+
+/// Kubernetes prints lists as Go does.
+fn go_syntax(value: &Value) -> String {
+    match value {
+        Value::Array(items) if items.iter().all(Value::is_string) => {
+            let items: Vec<String> = items.iter().map(ToString::to_string).collect();
+            format!("[]string{{{}}}", items.join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.body())
+    }
+}

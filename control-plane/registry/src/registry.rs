@@ -1,0 +1,229 @@
+//! The registry: what is open, and reading single objects.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use control_plane_store::{Store, StoreError};
+use ipnetwork::IpNetwork;
+use tokio::task::AbortHandle;
+
+use crate::allocate::Claims;
+use crate::cache::Cache;
+use crate::errors::{ApiError, Result};
+use crate::kinds::{self, Kind};
+use crate::object::Object;
+
+/// All objects of a cluster. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Registry(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<dyn Store>,
+    cache: Arc<Cache>,
+    claims: Arc<Claims>,
+    tasks: Vec<AbortHandle>,
+}
+
+/// What a cluster is made with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The ranges of ClusterIPs, the primary family first; one or two, of different families.
+    pub service_cidrs: Vec<IpNetwork>,
+    /// The range of node ports.
+    pub node_ports: RangeInclusive<u16>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let v4 = IpNetwork::V4(
+            ipnetwork::Ipv4Network::new([10, 96, 0, 0].into(), 16)
+                .expect("16 is a prefix length of IPv4"),
+        );
+        let v6 = IpNetwork::V6(
+            ipnetwork::Ipv6Network::new([0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0].into(), 112)
+                .expect("112 is a prefix length of IPv6"),
+        );
+        Self {
+            service_cidrs: vec![v4, v6],
+            node_ports: 30000..=32767,
+        }
+    }
+}
+
+/// Why a registry could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(
+        "service CIDRs: give one range, or one of each address family, each with room for at least 8 addresses"
+    )]
+    ServiceCidrs,
+    #[error("node port range: it must begin at 1 or later and not end before it begins")]
+    NodePorts,
+    #[error("cannot read the store")]
+    Read(#[source] StoreError),
+    #[error("cannot make the objects that every cluster has")]
+    Bootstrap(#[source] ApiError),
+}
+
+impl Registry {
+    /// Opens the registry over a store: reads everything, follows it from then on, and makes sure that the objects exist
+    /// that every cluster has (its namespaces and Service `default/kubernetes`).
+    ///
+    /// # Errors
+    /// Options that make no cluster, or a store that cannot be read.
+    pub async fn open(store: Arc<dyn Store>, options: Options) -> Result<Self, OpenError> {
+        check(&options)?;
+        let cache = Arc::new(Cache::new());
+        let claims = Arc::new(Claims::new(options.service_cidrs, options.node_ports));
+        let (ready, filled) = tokio::sync::oneshot::channel();
+        let follower = {
+            let (cache, store, claims) = (cache.clone(), store.clone(), claims.clone());
+            tokio::spawn(async move { cache.run(store, claims, ready).await })
+        };
+        let mut registry = Inner {
+            store,
+            cache,
+            claims,
+            tasks: vec![follower.abort_handle()],
+        };
+        match filled.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(OpenError::Read(error)),
+            Err(_) => return Err(OpenError::Read(StoreError::Closed)),
+        }
+        // The expirer must not keep the registry alive that ends it.
+        let expiring = Self(Arc::new(registry.share()));
+        let expirer = tokio::spawn(async move { expiring.expire().await });
+        registry.tasks.push(expirer.abort_handle());
+        let registry = Self(Arc::new(registry));
+        registry.bootstrap().await.map_err(OpenError::Bootstrap)?;
+        Ok(registry)
+    }
+
+    /// The object with this name.
+    ///
+    /// `resource_version`: `None` for the latest state, `Some(n)` for one not older than `n`.
+    ///
+    /// # Errors
+    /// 404 when there is none, 504 when `n` has not happened.
+    pub async fn get(
+        &self,
+        kind: &'static Kind,
+        namespace: &str,
+        name: &str,
+        resource_version: Option<u64>,
+    ) -> Result<Arc<Object>> {
+        self.settle(resource_version).await?;
+        self.cached(kind, namespace, name)
+            .ok_or_else(|| ApiError::not_found(kind, name))
+    }
+
+    /// The revision of the latest change that readers see.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.cache().revision()
+    }
+
+    /// Whether the store answers.
+    ///
+    /// # Errors
+    /// The store's error as a Status.
+    pub async fn check(&self) -> Result<()> {
+        self.0.store.revision().await?;
+        Ok(())
+    }
+
+    /// Waits until the cache is as new as a reader asks.
+    pub(crate) async fn settle(&self, resource_version: Option<u64>) -> Result<()> {
+        let revision = match resource_version {
+            Some(0) => return Ok(()),
+            Some(revision) => revision,
+            None => self.0.store.revision().await?,
+        };
+        if revision <= self.cache().revision() {
+            return Ok(());
+        }
+        self.cache().wait(revision).await
+    }
+
+    pub(crate) fn cached(&self, kind: &Kind, namespace: &str, name: &str) -> Option<Arc<Object>> {
+        self.cache().get(kind, &kind.key(namespace, name))
+    }
+
+    pub(crate) fn cache(&self) -> &Cache {
+        &self.0.cache
+    }
+
+    pub(crate) fn shared_cache(&self) -> Arc<Cache> {
+        self.0.cache.clone()
+    }
+
+    pub(crate) fn store(&self) -> &dyn Store {
+        self.0.store.as_ref()
+    }
+
+    pub(crate) fn claims(&self) -> &Claims {
+        &self.0.claims
+    }
+
+    /// Removes objects of kinds that do not live for ever (Events) when their time is over.
+    async fn expire(&self) {
+        let mut tick = tokio::time::interval(Duration::from_secs(60));
+        loop {
+            tick.tick().await;
+            for kind in kinds::TABLE {
+                let Some(seconds) = kind.strategy.time_to_live else {
+                    continue;
+                };
+                let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
+                let (objects, _) = self.cache().list(kind, "", "");
+                let old = objects
+                    .iter()
+                    .filter(|o| o.received.elapsed().as_secs() >= seconds);
+                for object in old {
+                    let options = crate::DeleteOptions::default();
+                    let deleted = self.delete(kind, &object.namespace, &object.name, &options);
+                    if let Err(error) = deleted.await {
+                        tracing::debug!(%error, name = object.name, "an expired object stays");
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn share(&self) -> Self {
+        Self {
+            store: self.store.clone(),
+            cache: self.cache.clone(),
+            claims: self.claims.clone(),
+            tasks: Vec::new(),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+fn check(options: &Options) -> Result<(), OpenError> {
+    let cidrs = &options.service_cidrs;
+    let roomy = |c: &IpNetwork| c.prefix() <= if c.is_ipv4() { 29 } else { 125 };
+    let ok = match cidrs.as_slice() {
+        [one] => roomy(one),
+        [one, other] => roomy(one) && roomy(other) && one.is_ipv4() != other.is_ipv4(),
+        _ => false,
+    };
+    if !ok {
+        return Err(OpenError::ServiceCidrs);
+    }
+    if options.node_ports.is_empty() || *options.node_ports.start() == 0 {
+        return Err(OpenError::NodePorts);
+    }
+    Ok(())
+}

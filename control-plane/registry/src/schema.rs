@@ -1,0 +1,231 @@
+//! The fields of every served type: one table, generated from Kubernetes' own OpenAPI
+//! (see `examples/schema_table.rs`), read by decoding, by strategic merge and by OpenAPI discovery.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use serde_json::{Map, Value};
+
+/// All types, by their OpenAPI name.
+#[derive(Debug)]
+pub struct Schema {
+    /// The OpenAPI v3 `components.schemas` entries, as a client downloads them.
+    pub definitions: Map<String, Value>,
+    types: HashMap<String, Type>,
+}
+
+/// The fields of one object type.
+#[derive(Debug)]
+pub struct Type {
+    /// The Go name: the last part of the OpenAPI name.
+    pub name: String,
+    pub fields: HashMap<String, Field>,
+}
+
+/// One field, or the items of a list, or the values of a map.
+#[derive(Debug)]
+pub struct Field {
+    pub shape: Shape,
+    /// `x-kubernetes-patch-strategy: merge`: a strategic patch merges this list instead of replacing it.
+    pub merge: bool,
+    /// `x-kubernetes-patch-merge-key`: which field tells the items of the list apart.
+    pub merge_key: Option<String>,
+}
+
+/// What JSON a field takes.
+#[derive(Debug)]
+pub enum Shape {
+    Boolean,
+    /// The Go type, for the message: `int32` or `int64`.
+    Integer(&'static str),
+    Number,
+    String,
+    /// RFC 3339, `meta/v1` `Time` or `MicroTime`.
+    Time,
+    /// base64.
+    Bytes,
+    IntOrString,
+    Quantity,
+    /// Anything: `RawExtension`, `FieldsV1`.
+    Any,
+    /// An object type, by its OpenAPI name.
+    Object(String),
+    Array(Box<Field>),
+    Map(Box<Field>),
+}
+
+static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
+    Schema::parse(include_str!("schema/definitions.json"))
+        .expect("the committed table is the output of examples/schema_table.rs, which is JSON")
+});
+
+/// The table that is compiled in.
+#[must_use]
+pub fn schema() -> &'static Schema {
+    &SCHEMA
+}
+
+impl Schema {
+    fn parse(text: &str) -> Result<Self, serde_json::Error> {
+        let definitions: Map<String, Value> = serde_json::from_str(text)?;
+        let types = definitions
+            .iter()
+            .filter_map(|(name, definition)| {
+                let properties = definition.get("properties")?.as_object()?;
+                let fields = properties
+                    .iter()
+                    .map(|(field, schema)| (field.clone(), Field::parse(schema, &definitions)))
+                    .collect();
+                let short = name.rsplit('.').next().unwrap_or(name).to_owned();
+                Some((
+                    name.clone(),
+                    Type {
+                        name: short,
+                        fields,
+                    },
+                ))
+            })
+            .collect();
+        Ok(Self { definitions, types })
+    }
+
+    /// The object type with this OpenAPI name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Type> {
+        self.types.get(name)
+    }
+
+    /// The names of `root` and of every definition that it reaches, sorted.
+    #[must_use]
+    pub fn reachable(&self, roots: &[&str]) -> Vec<String> {
+        let mut seen: Vec<String> = Vec::new();
+        let mut next: Vec<String> = roots.iter().map(|&r| r.to_owned()).collect();
+        while let Some(name) = next.pop() {
+            if let (false, Some(definition)) = (seen.contains(&name), self.definitions.get(&name)) {
+                references(definition, &mut next);
+                seen.push(name);
+            }
+        }
+        seen.sort();
+        seen
+    }
+}
+
+impl Field {
+    fn parse(schema: &Value, all: &Map<String, Value>) -> Self {
+        let text = |key: &str| schema.get(key).and_then(Value::as_str);
+        Self {
+            shape: Shape::parse(schema, all),
+            merge: text("x-kubernetes-patch-strategy")
+                .is_some_and(|s| s.split(',').any(|s| s == "merge")),
+            merge_key: text("x-kubernetes-patch-merge-key").map(ToOwned::to_owned),
+        }
+    }
+
+    /// The object type of this field, or of its items or values.
+    #[must_use]
+    pub fn object_type(&self) -> Option<&'static Type> {
+        match &self.shape {
+            Shape::Object(name) => schema().get(name),
+            Shape::Array(inner) | Shape::Map(inner) => inner.object_type(),
+            _ => None,
+        }
+    }
+}
+
+impl Shape {
+    fn parse(schema: &Value, all: &Map<String, Value>) -> Self {
+        if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
+            let name = reference.rsplit('/').next().unwrap_or(reference);
+            return Self::named(name, all);
+        }
+        let format = schema.get("format").and_then(Value::as_str);
+        let inner = |key: &str| {
+            let schema = schema.get(key).unwrap_or(&Value::Null);
+            Box::new(Field::parse(schema, all))
+        };
+        match schema.get("type").and_then(Value::as_str) {
+            Some("boolean") => Self::Boolean,
+            Some("integer") if format == Some("int32") => Self::Integer("int32"),
+            Some("integer") => Self::Integer("int64"),
+            Some("number") => Self::Number,
+            Some("string") if format == Some("date-time") => Self::Time,
+            Some("string") if format == Some("byte") => Self::Bytes,
+            Some("string") => Self::String,
+            Some("array") => Self::Array(inner("items")),
+            Some("object") if schema.get("additionalProperties").is_some() => {
+                Self::Map(inner("additionalProperties"))
+            }
+            _ => Self::Any,
+        }
+    }
+
+    /// The types that Go encodes by hand, and those that are only another name of a shape.
+    fn named(name: &str, all: &Map<String, Value>) -> Self {
+        match name.rsplit('.').next().unwrap_or(name) {
+            "Quantity" => Self::Quantity,
+            "IntOrString" => Self::IntOrString,
+            "RawExtension" | "FieldsV1" => Self::Any,
+            _ => match all.get(name) {
+                Some(d) if d.get("properties").is_some() => Self::Object(name.to_owned()),
+                Some(d) => Self::parse(d, all),
+                None => Self::Any,
+            },
+        }
+    }
+}
+
+fn references(schema: &Value, out: &mut Vec<String>) {
+    match schema {
+        Value::Object(map) => {
+            for (key, value) in map {
+                match value.as_str() {
+                    Some(target) if key == "$ref" => {
+                        out.push(target.rsplit('/').next().unwrap_or(target).to_owned());
+                    }
+                    _ => references(value, out),
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|v| references(v, out)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merge_keys_come_from_the_table() {
+        let spec = schema().get("io.k8s.api.core.v1.PodSpec").expect("PodSpec");
+        assert_eq!(spec.fields["containers"].merge_key.as_deref(), Some("name"));
+        assert!(!spec.fields["tolerations"].merge);
+        let service = schema()
+            .get("io.k8s.api.core.v1.ServiceSpec")
+            .expect("ServiceSpec");
+        assert_eq!(service.fields["ports"].merge_key.as_deref(), Some("port"));
+        assert!(matches!(
+            schema()
+                .get("io.k8s.api.core.v1.ServicePort")
+                .expect("ServicePort")
+                .fields["targetPort"]
+                .shape,
+            Shape::IntOrString
+        ));
+    }
+
+    #[test]
+    fn every_reference_resolves() {
+        for (name, definition) in &schema().definitions {
+            let mut targets = Vec::new();
+            references(definition, &mut targets);
+            for target in targets {
+                assert!(
+                    schema().definitions.contains_key(&target),
+                    "{name} -> {target}"
+                );
+            }
+        }
+    }
+}
