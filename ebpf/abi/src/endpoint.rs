@@ -10,7 +10,8 @@ pub struct Endpoint {
     pub ifindex: u32,
     /// See [`endpoint_flag`].
     pub flags: u32,
-    /// MAC address of the pod's side.
+    /// MAC address of the pod's side; of an address of the host, that of `fairlead0`: what is delivered to the host
+    /// comes in there, and must be addressed to it.
     pub pod_mac: [u8; 6],
     /// MAC address of the host's side.
     pub host_mac: [u8; 6],

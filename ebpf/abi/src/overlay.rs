@@ -33,7 +33,8 @@ pub struct Peer {
     /// bytes, for an IPv6 underlay. Total length, UDP length, UDP source port and checksums are zero: the program
     /// fills them in. The inner EtherType is filled in too.
     pub header: [u8; 72],
-    /// Sum of the 16-bit words of the outer IPv4 header as it stands in `header`, folded once, not complemented.
+    /// Sum of the 16-bit words of the outer IPv4 header as it stands in `header`, words read in network order, folded
+    /// once, not complemented; the sum itself in host order.
     pub header_sum: u32,
     /// Length of `header` in use, in bytes: 50 or 70; 0 when [`Peer::mode`] is direct.
     pub header_len: u16,

@@ -33,9 +33,11 @@ pub(crate) fn encapsulate<A: Ip, P: Packet>(packet: &mut P, peer: &Peer) -> Resu
     if peer.header_len as usize != overlay_header::LEN_V4 {
         return Err(DropReason::NoPeer);
     }
-    let inner_len = packet.len() - ETH_LEN as u32;
+    let inner_len = packet.length() - ETH_LEN as u32;
     let hash = packet.flow_hash();
-    packet.make_room_for_overlay().map_err(|_| DropReason::RewriteFailed)?;
+    packet
+        .make_room_for_overlay()
+        .map_err(|_| DropReason::RewriteFailed)?;
 
     let mut header = Header([0; HEADER_BUFFER]);
     header.0.copy_from_slice(&peer.header[..HEADER_BUFFER]);
@@ -44,8 +46,16 @@ pub(crate) fn encapsulate<A: Ip, P: Packet>(packet: &mut P, peer: &Peer) -> Resu
     put(header, overlay_header::IPV4_TOTAL_LEN, total_len);
     let sum = peer.header_sum as u64 + total_len as u64;
     put(header, overlay_header::IPV4_CHECKSUM, !checksum::fold(sum));
-    put(header, overlay_header::UDP_V4, FIRST_SOURCE_PORT | (hash & 0x3fff) as u16);
-    put(header, overlay_header::UDP_V4 + 4, (inner_len + BEHIND_IP) as u16);
+    put(
+        header,
+        overlay_header::UDP_V4,
+        FIRST_SOURCE_PORT | (hash & 0x3fff) as u16,
+    );
+    put(
+        header,
+        overlay_header::UDP_V4 + 4,
+        (inner_len + BEHIND_IP) as u16,
+    );
     put(header, INNER_ETHERTYPE_AT, u16::from_be(A::ETHERTYPE));
     packet
         .store(ETH_LEN as u32, &header[..overlay_header::LEN_V4])
@@ -98,7 +108,9 @@ pub(crate) fn decapsulate<A: Ip, P: Packet>(
     inner: Family,
 ) -> Result<(), DropReason> {
     let len = headers.l4_at - ETH_LEN as u32 + BEHIND_IP;
-    packet.remove_overlay(len, inner).map_err(|_| DropReason::Malformed)
+    packet
+        .remove_overlay(len, inner)
+        .map_err(|_| DropReason::Malformed)
 }
 
 /// Whether the node with this underlay address may send packets from `src`: the route to `src` leads to it.
@@ -108,7 +120,8 @@ pub(crate) fn is_from_its_node<A: Ip, N: Node<A>>(node: &N, src: &A, underlay: u
         return false;
     };
     let addr = &peer.underlay_addr;
-    peer.underlay_family == Family::V4 as u8 && u32::from_ne_bytes([addr[0], addr[1], addr[2], addr[3]]) == underlay
+    peer.underlay_family == Family::V4 as u8
+        && u32::from_ne_bytes([addr[0], addr[1], addr[2], addr[3]]) == underlay
 }
 
 #[inline(always)]

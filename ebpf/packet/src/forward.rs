@@ -3,8 +3,7 @@
 use ebpf_abi::{Config, ConnKey, DropReason, Endpoint, config_flag, endpoint_flag, peer_mode};
 
 use crate::{
-    Ip, Node, Packet,
-    encapsulate,
+    Ip, Node, Packet, encapsulate,
     ip::ETH_LEN,
     parse::{Headers, Kind},
     path::Origin,
@@ -39,7 +38,11 @@ pub(crate) struct Way {
 impl Way {
     #[inline(always)]
     pub(crate) fn find<A: Ip, N: Node<A>>(node: &N, dst: &A) -> Self {
-        let mut way = Self { place: Place::Outside, endpoint: Endpoint::default(), peer_id: 0 };
+        let mut way = Self {
+            place: Place::Outside,
+            endpoint: Endpoint::default(),
+            peer_id: 0,
+        };
         if let Some(endpoint) = node.endpoint(dst) {
             way.endpoint = endpoint;
             way.place = if endpoint.flags & endpoint_flag::SOURCE_NAT != 0 {
@@ -86,7 +89,13 @@ impl Forward<'_> {
         match way.place {
             Place::Pod => {
                 headers.set_macs(&way.endpoint.pod_mac, &way.endpoint.host_mac);
-                self.finish(packet, headers, target, Step::to_pod(way.endpoint.ifindex), true)
+                self.finish(
+                    packet,
+                    headers,
+                    target,
+                    Step::to_pod(way.endpoint.ifindex),
+                    true,
+                )
             }
             Place::Host => self.to_host(packet, headers, target, &way.endpoint),
             Place::SourceNat => Step::drop(DropReason::NoConnection),
@@ -141,7 +150,9 @@ impl Forward<'_> {
                     Err(reason) => Step::drop(reason),
                 }
             }
-            peer_mode::DIRECT => self.finish(packet, headers, target, Step::to_network(peer_id), true),
+            peer_mode::DIRECT => {
+                self.finish(packet, headers, target, Step::to_network(peer_id), true)
+            }
             _ => Step::drop(DropReason::NoPeer),
         }
     }
@@ -200,6 +211,10 @@ impl Forward<'_> {
 #[inline(always)]
 fn is_longer_than<A: Ip, P: Packet>(packet: &P, headers: &Headers<A>, mtu: u32) -> bool {
     let segment = packet.segment_payload();
-    let len = if segment == 0 { headers.end - ETH_LEN as u32 } else { headers.header_len + segment };
+    let len = if segment == 0 {
+        headers.end - ETH_LEN as u32
+    } else {
+        headers.header_len + segment
+    };
     mtu != 0 && len > mtu
 }

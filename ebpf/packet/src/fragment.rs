@@ -20,7 +20,10 @@ pub(crate) fn recall<A: Ip, N: Node<A>>(node: &N, headers: &mut Headers<A>) -> b
 /// Leaves a first fragment's ports for those that follow.
 #[inline(always)]
 pub(crate) fn remember<A: Ip, N: Node<A>>(node: &N, headers: &Headers<A>) {
-    let ports = FragmentPorts { src_port_be: headers.tuple.src_port_be, dst_port_be: headers.tuple.dst_port_be };
+    let ports = FragmentPorts {
+        src_port_be: headers.tuple.src_port_be,
+        dst_port_be: headers.tuple.dst_port_be,
+    };
     node.fragment_insert(&key(headers), &ports);
 }
 

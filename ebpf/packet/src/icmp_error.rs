@@ -20,10 +20,18 @@ use crate::{
 ///
 /// Functions one after the other, so that the quoted and the outer headers are not on the stack together.
 #[inline(always)]
-pub(crate) fn translate<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, origin: Origin) -> Step {
+pub(crate) fn translate<A: Ip, P: Packet, N: Node<A>>(
+    packet: &mut P,
+    node: &N,
+    origin: Origin,
+) -> Step {
     let mut change = Change::default();
     let icmp_at = icmp_at::<A, P>(packet);
-    let code = if icmp_at == 0 { 0 } else { translate_quote(packet, node, &mut change, icmp_at) };
+    let code = if icmp_at == 0 {
+        0
+    } else {
+        translate_quote(packet, node, &mut change, icmp_at)
+    };
     if code != 0 {
         return Step::drop_numbered(code);
     }
@@ -57,12 +65,25 @@ fn translate_quote<A: Ip, P: Packet, N: Node<A>>(
             return 0;
         };
         let answer = track::target(&key, &entry.read());
-        *change = Change { old_src: key.src, new_src: answer.src, old_dst: key.dst, new_dst: answer.dst };
+        *change = Change {
+            old_src: key.src,
+            new_src: answer.src,
+            old_dst: key.dst,
+            new_dst: answer.dst,
+        };
         answer.reversed()
     };
     let difference = quote.write(packet, &new);
-    let field = ChecksumField { pseudo_header: false, zero_is_none: false, family: A::FAMILY };
-    if difference > u32::MAX as u64 || packet.add_to_checksum(icmp_at + 2, difference as u32, field).is_err() {
+    let field = ChecksumField {
+        pseudo_header: false,
+        zero_is_none: false,
+        family: A::FAMILY,
+    };
+    if difference > u32::MAX as u64
+        || packet
+            .add_to_checksum(icmp_at + 2, difference as u32, field)
+            .is_err()
+    {
         return DropReason::RewriteFailed as u32;
     }
     0
@@ -80,7 +101,12 @@ fn icmp_at<A: Ip, P: Packet>(packet: &P) -> u32 {
 
 /// Sends the error its way, with the outer addresses exchanged.
 #[inline(never)]
-fn send<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, change: &Change<A>, origin: u8) -> Step {
+fn send<A: Ip, P: Packet, N: Node<A>>(
+    packet: &mut P,
+    node: &N,
+    change: &Change<A>,
+    origin: u8,
+) -> Step {
     let Some(config) = node.config() else {
         return Step::drop(DropReason::NoConfig);
     };
@@ -89,7 +115,11 @@ fn send<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, change: &Change<
         return Step::drop(reason);
     }
     let mut target = headers.tuple;
-    let mut forward = Forward { config, translated: false, origin: Origin::of(origin) };
+    let mut forward = Forward {
+        config,
+        translated: false,
+        origin: Origin::of(origin),
+    };
     if !change.old_dst.is_unset() {
         forward.translated = true;
         if headers.tuple.src == change.old_src {
@@ -116,7 +146,13 @@ struct Quote<A: Ip> {
 impl<A: Ip> Quote<A> {
     #[inline(always)]
     fn at(ip_at: u32) -> Self {
-        Self { header: A::Frame::ZERO, transport: [0; 8], tuple: ConnKey::default(), ip_at, l4_at: 0 }
+        Self {
+            header: A::Frame::ZERO,
+            transport: [0; 8],
+            tuple: ConnKey::default(),
+            ip_at,
+            l4_at: 0,
+        }
     }
 
     /// Reads the quoted headers; `false` if too little is quoted or nothing there can be translated.
@@ -133,7 +169,9 @@ impl<A: Ip> Quote<A> {
         };
         self.l4_at = payload.at;
         self.tuple.protocol = payload.protocol;
-        !payload.later_fragment && packet.load(payload.at, &mut self.transport).is_ok() && self.read_ports()
+        !payload.later_fragment
+            && packet.load(payload.at, &mut self.transport).is_ok()
+            && self.read_ports()
     }
 
     #[inline(always)]

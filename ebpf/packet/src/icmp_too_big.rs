@@ -26,7 +26,11 @@ pub(crate) fn answer<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, mtu
 }
 
 #[inline(always)]
-fn build<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, mtu: u32) -> Result<(), DropReason> {
+fn build<A: Ip, P: Packet, N: Node<A>>(
+    packet: &mut P,
+    node: &N,
+    mtu: u32,
+) -> Result<(), DropReason> {
     let Some(config) = node.config() else {
         return Err(DropReason::NoConfig);
     };
@@ -37,18 +41,26 @@ fn build<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, mtu: u32) -> Re
         return Err(DropReason::TooBig);
     }
     let settings = A::settings(config);
-    let from = if settings.node_addr.is_unset() { settings.source_nat_addr } else { settings.node_addr };
+    let from = if settings.node_addr.is_unset() {
+        settings.source_nat_addr
+    } else {
+        settings.node_addr
+    };
     if from.is_unset() {
         return Err(DropReason::TooBig);
     }
 
     let mut quoted = [0u8; QUOTED];
     let quoted_at = (ETH_LEN + A::HEADER_LEN) as u32;
-    packet.load(quoted_at, &mut quoted).map_err(|_| DropReason::TooBig)?;
+    packet
+        .load(quoted_at, &mut quoted)
+        .map_err(|_| DropReason::TooBig)?;
     let icmp_at = quoted_at;
     let body_at = icmp_at + 8;
     let len = body_at + (A::HEADER_LEN + QUOTED) as u32;
-    packet.truncate(len).map_err(|_| DropReason::RewriteFailed)?;
+    packet
+        .truncate(len)
+        .map_err(|_| DropReason::RewriteFailed)?;
 
     // The quoted packet first, as the frame buffer is needed again.
     let payload = (8 + A::HEADER_LEN + QUOTED) as u16;
@@ -72,8 +84,15 @@ fn build<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, mtu: u32) -> Re
     headers.swap_macs();
     let to = headers.tuple.src;
     let frame = headers.frame.bytes_mut();
-    A::write_icmp_header(&mut frame[IP_AT..IP_AT + A::HEADER_LEN], payload, &from, &to);
-    packet.store(0, &frame[LEAD..IP_AT + A::HEADER_LEN]).map_err(|_| DropReason::RewriteFailed)
+    A::write_icmp_header(
+        &mut frame[IP_AT..IP_AT + A::HEADER_LEN],
+        payload,
+        &from,
+        &to,
+    );
+    packet
+        .store(0, &frame[LEAD..IP_AT + A::HEADER_LEN])
+        .map_err(|_| DropReason::RewriteFailed)
 }
 
 impl<A: Ip> Headers<A> {

@@ -64,7 +64,12 @@ pub trait Ip: Address {
     fn is_neighbour_discovery(icmp_type: u8) -> bool;
     /// Reads the header in the frame buffer and finds what it carries. `quoted`: the packet's end may be missing, as
     /// inside an ICMP error. `ip_at`: where in the packet that header starts.
-    fn locate<P: Packet>(packet: &P, header: &[u8], ip_at: u32, quoted: bool) -> Result<Payload, DropReason>;
+    fn locate<P: Packet>(
+        packet: &P,
+        header: &[u8],
+        ip_at: u32,
+        quoted: bool,
+    ) -> Result<Payload, DropReason>;
     /// Writes a header for an ICMP error of `payload` bytes, without checksum.
     fn write_icmp_header(header: &mut [u8], payload: u16, src: &Self, dst: &Self);
     /// Type, code and the place of the MTU in the eight bytes of an ICMP 'packet too big'. RFC 1191, RFC 4443 3.2.
@@ -90,7 +95,9 @@ impl Ip for Addr4 {
 
     #[inline(always)]
     fn read(bytes: &[u8], at: usize) -> Self {
-        Self { bytes: [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]] }
+        Self {
+            bytes: [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]],
+        }
     }
 
     #[inline(always)]
@@ -121,11 +128,20 @@ impl Ip for Addr4 {
     }
 
     #[inline(always)]
-    fn locate<P: Packet>(packet: &P, header: &[u8], ip_at: u32, quoted: bool) -> Result<Payload, DropReason> {
+    fn locate<P: Packet>(
+        packet: &P,
+        header: &[u8],
+        ip_at: u32,
+        quoted: bool,
+    ) -> Result<Payload, DropReason> {
         let header_len = (header[0] & 15) as u32 * 4;
         let total_len = u16::from_be_bytes([header[2], header[3]]) as u32;
         let end = ip_at + total_len;
-        if header[0] >> 4 != 4 || header_len < 20 || total_len < header_len || (!quoted && end > packet.len()) {
+        if header[0] >> 4 != 4
+            || header_len < 20
+            || total_len < header_len
+            || (!quoted && end > packet.length())
+        {
             return Err(DropReason::Malformed);
         }
         let fragment = u16::from_be_bytes([header[6], header[7]]);
@@ -205,9 +221,14 @@ impl Ip for Addr6 {
     }
 
     #[inline(always)]
-    fn locate<P: Packet>(packet: &P, header: &[u8], ip_at: u32, quoted: bool) -> Result<Payload, DropReason> {
+    fn locate<P: Packet>(
+        packet: &P,
+        header: &[u8],
+        ip_at: u32,
+        quoted: bool,
+    ) -> Result<Payload, DropReason> {
         let end = ip_at + 40 + u16::from_be_bytes([header[4], header[5]]) as u32;
-        if header[0] >> 4 != 6 || (!quoted && end > packet.len()) {
+        if header[0] >> 4 != 6 || (!quoted && end > packet.length()) {
             return Err(DropReason::Malformed);
         }
         let mut payload = Payload {

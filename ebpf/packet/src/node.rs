@@ -1,7 +1,8 @@
 //! What the packet code asks of the node: its tables, the time and a random number.
 
 use ebpf_abi::{
-    Backend, Config, Conn, ConnKey, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey, Peer, Service,
+    Backend, Config, Conn, ConnKey, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
+    Peer, Service,
 };
 
 use crate::Ip;

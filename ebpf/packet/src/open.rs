@@ -1,6 +1,8 @@
 //! The first packet of a connection that must be tracked: which backend, which source, and the pair of entries.
 
-use ebpf_abi::{Config, ConnKey, DropReason, Frontend, FrontendKey, conn_flag, config_flag, frontend_flag};
+use ebpf_abi::{
+    Config, ConnKey, DropReason, Frontend, FrontendKey, config_flag, conn_flag, frontend_flag,
+};
 
 use crate::{
     Ip, Node, Packet,
@@ -16,13 +18,23 @@ pub(crate) const OPENED: u32 = 0;
 
 /// The frontend that a packet is for, if it may be reached from there.
 #[inline(always)]
-pub(crate) fn frontend<A: Ip, N: Node<A>>(node: &N, tuple: &ConnKey<A>, origin: Origin) -> Option<Frontend> {
+pub(crate) fn frontend<A: Ip, N: Node<A>>(
+    node: &N,
+    tuple: &ConnKey<A>,
+    origin: Origin,
+) -> Option<Frontend> {
     if !matches!(tuple.protocol, protocol::TCP | protocol::UDP) {
         return None;
     }
-    let key = FrontendKey { addr: tuple.dst, port_be: tuple.dst_port_be, protocol: tuple.protocol, pad: 0 };
+    let key = FrontendKey {
+        addr: tuple.dst,
+        port_be: tuple.dst_port_be,
+        protocol: tuple.protocol,
+        pad: 0,
+    };
     let frontend = node.frontend(&key)?;
-    let reachable = !matches!(origin, Origin::Network) || frontend.flags & frontend_flag::EXTERNAL != 0;
+    let reachable =
+        !matches!(origin, Origin::Network) || frontend.flags & frontend_flag::EXTERNAL != 0;
     reachable.then_some(frontend)
 }
 
@@ -83,7 +95,8 @@ fn read<A: Ip, P: Packet>(packet: &P, tuple: &mut ConnKey<A>) -> u32 {
 #[inline(never)]
 fn balance<A: Ip, N: Node<A>>(node: &N, new: &mut New<A>, origin: u8) -> u32 {
     let origin = Origin::of(origin);
-    let (Some(config), Some(frontend)) = (node.config(), frontend(node, &new.target, origin)) else {
+    let (Some(config), Some(frontend)) = (node.config(), frontend(node, &new.target, origin))
+    else {
         return DropReason::NoConnection as u32;
     };
     let Some((backend_id, backend)) = select::select(node, frontend.service_id) else {
@@ -103,7 +116,11 @@ fn balance<A: Ip, N: Node<A>>(node: &N, new: &mut New<A>, origin: u8) -> u32 {
             new.take_source();
         }
     }
-    if new.target.src.is_unset() { DropReason::NoConfig as u32 } else { OPENED }
+    if new.target.src.is_unset() {
+        DropReason::NoConfig as u32
+    } else {
+        OPENED
+    }
 }
 
 /// Which source address a new connection to a service shows to the backend.
@@ -117,7 +134,12 @@ enum Source {
 }
 
 #[inline(always)]
-fn source<A: Ip, N: Node<A>>(node: &N, config: &Config, wanted: &ConnKey<A>, origin: Origin) -> Source {
+fn source<A: Ip, N: Node<A>>(
+    node: &N,
+    config: &Config,
+    wanted: &ConnKey<A>,
+    origin: Origin,
+) -> Source {
     let from_network = matches!(origin, Origin::Network);
     match Way::find(node, &wanted.dst).place {
         // Hairpin: the pod would take an answer from itself for its own packet.
@@ -125,7 +147,9 @@ fn source<A: Ip, N: Node<A>>(node: &N, config: &Config, wanted: &ConnKey<A>, ori
         Place::Pod | Place::SourceNat => Source::Kept,
         Place::Host | Place::Peer if from_network => Source::Own,
         Place::Host | Place::Peer => Source::Kept,
-        Place::Outside if from_network || config.flags & config_flag::MASQUERADE != 0 => Source::Node,
+        Place::Outside if from_network || config.flags & config_flag::MASQUERADE != 0 => {
+            Source::Node
+        }
         Place::Outside => Source::Kept,
     }
 }

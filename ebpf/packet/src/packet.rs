@@ -20,7 +20,7 @@ pub struct ChecksumField {
 /// A frame: Ethernet, IP and what follows. Offsets count from the Ethernet header, in bytes.
 pub trait Packet {
     /// Length in bytes, Ethernet header included.
-    fn len(&self) -> u32;
+    fn length(&self) -> u32;
     /// The EtherType, in network byte order.
     fn ethertype(&self) -> u16;
     /// Reads bytes; the slice's length is a constant where this is called.
@@ -30,7 +30,12 @@ pub trait Packet {
     /// Writes bytes whose change nothing balances (the IPv6 hop limit).
     fn store_unbalanced(&mut self, at: u32, bytes: &[u8]) -> Result<(), OutOfBounds>;
     /// Applies a difference to the 16-bit checksum at `at`.
-    fn add_to_checksum(&mut self, at: u32, difference: u32, field: ChecksumField) -> Result<(), OutOfBounds>;
+    fn add_to_checksum(
+        &mut self,
+        at: u32,
+        difference: u32,
+        field: ChecksumField,
+    ) -> Result<(), OutOfBounds>;
     /// Payload bytes of each segment of a packet that the device will cut; 0 if it is to be sent as it is.
     fn segment_payload(&self) -> u32;
     /// A hash of the flow, equal for all its packets.

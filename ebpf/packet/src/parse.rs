@@ -194,7 +194,10 @@ impl<A: Ip> Headers<A> {
 impl Payload {
     /// Goes over IPv6 extension headers (RFC 8200 section 4), at most eight.
     #[inline(always)]
-    pub(crate) fn skip_extension_headers<P: Packet>(&mut self, packet: &P) -> Result<(), DropReason> {
+    pub(crate) fn skip_extension_headers<P: Packet>(
+        &mut self,
+        packet: &P,
+    ) -> Result<(), DropReason> {
         for _ in 0..8 {
             // Hop-by-hop, routing, destination options, mobility, HIP, shim6; authentication; fragment.
             let (is_fragment, unit, extra) = match self.protocol {
@@ -211,7 +214,8 @@ impl Payload {
             self.protocol = header[0];
             if is_fragment {
                 let offset = u16::from_be_bytes([header[2], header[3]]);
-                self.fragment_id_be = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
+                self.fragment_id_be =
+                    u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
                 self.at += 8;
                 self.later_fragment = offset & 0xfff8 != 0;
                 self.first_fragment = offset & 0xfff9 == 1;

@@ -57,7 +57,10 @@ pub fn from_network<P: Packet, N: Node<Addr4> + Node<Addr6>>(packet: &mut P, nod
 }
 
 #[inline(always)]
-fn from<P: Packet, N: Node<Addr4> + Node<Addr6>, const ORIGIN: u8>(packet: &mut P, node: &N) -> Verdict {
+fn from<P: Packet, N: Node<Addr4> + Node<Addr6>, const ORIGIN: u8>(
+    packet: &mut P,
+    node: &N,
+) -> Verdict {
     let origin = Origin::of(ORIGIN);
     let ethertype = packet.ethertype();
     if ethertype == Addr4::ETHERTYPE {
@@ -102,7 +105,12 @@ fn through<A: Ip, P: Packet, N: Node<A>, const ORIGIN: u8>(packet: &mut P, node:
 
 /// The stages that few packets need.
 #[inline(always)]
-fn finish<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, mut step: Step, origin: Origin) -> Verdict {
+fn finish<A: Ip, P: Packet, N: Node<A>>(
+    packet: &mut P,
+    node: &N,
+    mut step: Step,
+    origin: Origin,
+) -> Verdict {
     if step.next() == Next::IcmpError {
         step = icmp_error::translate::<A, P, N>(packet, node, origin);
     }
@@ -147,13 +155,21 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
 ) -> Step {
     let overlay = matches!(origin, Origin::Overlay);
     let Some(config) = node.config() else {
-        return if overlay { Step::drop(DropReason::NoConfig) } else { Step::PASS };
+        return if overlay {
+            Step::drop(DropReason::NoConfig)
+        } else {
+            Step::PASS
+        };
     };
     if headers.tuple.dst.stays_on_link()
         || headers.tuple.src.stays_on_link()
         || matches!(headers.kind, Kind::NeighbourDiscovery)
     {
-        return if overlay { Step::drop(DropReason::OverlayNotLocal) } else { Step::PASS };
+        return if overlay {
+            Step::drop(DropReason::OverlayNotLocal)
+        } else {
+            Step::PASS
+        };
     }
     if matches!(origin, Origin::Network) && encapsulate::is_overlay(config, headers) {
         return open_overlay(packet, config, headers);
@@ -163,8 +179,9 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
     }
     let known = !matches!(headers.kind, Kind::LaterFragment) || fragment::recall(node, headers);
     let mut target = headers.tuple;
-    let translated =
-        known && !matches!(headers.kind, Kind::IcmpOther) && follow_connection(node, headers, &mut target);
+    let translated = known
+        && !matches!(headers.kind, Kind::IcmpOther)
+        && follow_connection(node, headers, &mut target);
     let way = Way::find(node, &target.dst);
     if translated {
         if matches!(headers.kind, Kind::FirstFragment) {
@@ -179,12 +196,21 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
             return Step::OPEN_SERVICE;
         }
     }
-    Forward { config, translated, origin }.send(packet, node, headers, &target, way)
+    Forward {
+        config,
+        translated,
+        origin,
+    }
+    .send(packet, node, headers, &target, way)
 }
 
 /// The tuple that a tracked connection's packet gets; `false` if there is none, or it had to be forgotten.
 #[inline(always)]
-fn follow_connection<A: Ip, N: Node<A>>(node: &N, headers: &Headers<A>, target: &mut ConnKey<A>) -> bool {
+fn follow_connection<A: Ip, N: Node<A>>(
+    node: &N,
+    headers: &Headers<A>,
+    target: &mut ConnKey<A>,
+) -> bool {
     let Some(entry) = node.conn(&headers.tuple) else {
         return false;
     };

@@ -18,7 +18,12 @@ pub enum Connect<A> {
 /// Decides about a TCP connection to `addr`.
 #[inline(always)]
 pub fn connect<A: Ip, N: Node<A>>(node: &N, addr: A, port_be: u16) -> Connect<A> {
-    let key = FrontendKey { addr, port_be, protocol: protocol::TCP, pad: 0 };
+    let key = FrontendKey {
+        addr,
+        port_be,
+        protocol: protocol::TCP,
+        pad: 0,
+    };
     let Some(frontend) = node.frontend(&key) else {
         return Connect::Unchanged;
     };

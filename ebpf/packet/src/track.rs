@@ -52,7 +52,8 @@ pub(crate) fn flags_of<A: Ip>(headers: &Headers<A>) -> u32 {
 #[inline(always)]
 pub(crate) fn is_stale<A: Ip, N: Node<A>>(node: &N, headers: &Headers<A>, conn: &Conn<A>) -> bool {
     if headers.is_tcp() {
-        return headers.is_tcp_open() && (epoch_moved_on(node, conn) || is_finished(node, &headers.tuple, conn));
+        return headers.is_tcp_open()
+            && (epoch_moved_on(node, conn) || is_finished(node, &headers.tuple, conn));
     }
     epoch_moved_on(node, conn)
 }
@@ -60,7 +61,9 @@ pub(crate) fn is_stale<A: Ip, N: Node<A>>(node: &N, headers: &Headers<A>, conn: 
 #[inline(always)]
 fn epoch_moved_on<A: Ip, N: Node<A>>(node: &N, conn: &Conn<A>) -> bool {
     conn.flags & (conn_flag::SERVICE | conn_flag::REPLY) == conn_flag::SERVICE
-        && node.backend(conn.backend_id).is_none_or(|backend| backend.epoch != conn.backend_epoch)
+        && node
+            .backend(conn.backend_id)
+            .is_none_or(|backend| backend.epoch != conn.backend_epoch)
 }
 
 /// Whether either direction has seen the end of its TCP connection.
@@ -68,7 +71,9 @@ fn epoch_moved_on<A: Ip, N: Node<A>>(node: &N, conn: &Conn<A>) -> bool {
 fn is_finished<A: Ip, N: Node<A>>(node: &N, key: &ConnKey<A>, conn: &Conn<A>) -> bool {
     const END: u32 = conn_flag::TCP_FIN | conn_flag::TCP_RST;
     conn.flags & END != 0
-        || node.conn(&target(key, conn).reversed()).is_some_and(|other| other.read().flags & END != 0)
+        || node
+            .conn(&target(key, conn).reversed())
+            .is_some_and(|other| other.read().flags & END != 0)
 }
 
 /// Removes both entries of a connection.
@@ -134,7 +139,10 @@ impl<A: Ip> New<A> {
     pub(crate) fn use_node_ports(&mut self, config: &Config) {
         self.nat_addr = A::settings(config).node_addr;
         self.first_port = config.nat_port_first;
-        self.port_count = config.nat_port_last.wrapping_sub(config.nat_port_first).wrapping_add(1);
+        self.port_count = config
+            .nat_port_last
+            .wrapping_sub(config.nat_port_first)
+            .wrapping_add(1);
     }
 
     /// Replaces the source by the source NAT address.
@@ -174,7 +182,10 @@ impl<A: Ip> New<A> {
             Inserted::Done => 0,
             // Another processor tracked the same connection in between: its pair stays, ours is withdrawn.
             Inserted::Taken => {
-                if !node.conn(key).is_some_and(|there| have_same_target(&there.read(), &conn)) {
+                if !node
+                    .conn(key)
+                    .is_some_and(|there| have_same_target(&there.read(), &conn))
+                {
                     node.conn_remove(&self.target.reversed());
                 }
                 0
@@ -260,5 +271,8 @@ fn is_ours_or_finished<A: Ip, N: Node<A>>(node: &N, key: &ConnKey<A>, answer: &C
 
 #[inline(always)]
 fn have_same_target<A: Ip>(a: &Conn<A>, b: &Conn<A>) -> bool {
-    a.src == b.src && a.dst == b.dst && a.src_port_be == b.src_port_be && a.dst_port_be == b.dst_port_be
+    a.src == b.src
+        && a.dst == b.dst
+        && a.src_port_be == b.src_port_be
+        && a.dst_port_be == b.dst_port_be
 }

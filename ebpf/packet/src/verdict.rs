@@ -135,7 +135,9 @@ impl Step {
             DROP => Verdict::Drop(reason(payload)),
             POD => Verdict::DeliverToPod { ifindex: payload },
             3 => Verdict::ToHost,
-            NETWORK => Verdict::ToNetwork { next_hop_peer: payload },
+            NETWORK => Verdict::ToNetwork {
+                next_hop_peer: payload,
+            },
             5 => Verdict::Reflect,
             _ => Verdict::Drop(DropReason::NoConnection),
         }
@@ -180,11 +182,26 @@ mod tests {
         assert_eq!(Step::PASS.verdict(), Verdict::Pass);
         assert_eq!(Step::TO_HOST.verdict(), Verdict::ToHost);
         assert_eq!(Step::REFLECT.verdict(), Verdict::Reflect);
-        assert_eq!(Step::to_pod(u32::MAX).verdict(), Verdict::DeliverToPod { ifindex: u32::MAX });
-        assert_eq!(Step::to_network(7).verdict(), Verdict::ToNetwork { next_hop_peer: 7 });
+        assert_eq!(
+            Step::to_pod(u32::MAX).verdict(),
+            Verdict::DeliverToPod { ifindex: u32::MAX }
+        );
+        assert_eq!(
+            Step::to_network(7).verdict(),
+            Verdict::ToNetwork { next_hop_peer: 7 }
+        );
         assert_eq!(Step::ICMP_ERROR.next(), Next::IcmpError);
-        assert_eq!((Step::too_big(1450).next(), Step::too_big(1450).payload()), (Next::TooBig, 1450));
-        assert_eq!((Step::inner4(1 << 31).next(), Step::inner4(1 << 31).payload()), (Next::Inner4, 1 << 31));
+        assert_eq!(
+            (Step::too_big(1450).next(), Step::too_big(1450).payload()),
+            (Next::TooBig, 1450)
+        );
+        assert_eq!(
+            (
+                Step::inner4(1 << 31).next(),
+                Step::inner4(1 << 31).payload()
+            ),
+            (Next::Inner4, 1 << 31)
+        );
         assert_eq!(Step::inner6(u32::MAX).next(), Next::Inner6);
     }
 }

@@ -95,7 +95,9 @@ impl<A: Ip> Headers<A> {
             frame[at] = check[0];
             frame[at + 1] = check[1];
         }
-        packet.store(0, &frame[LEAD..IP_AT + A::HEADER_LEN]).map_err(|_| DropReason::RewriteFailed)
+        packet
+            .store(0, &frame[LEAD..IP_AT + A::HEADER_LEN])
+            .map_err(|_| DropReason::RewriteFailed)
     }
 
     /// Ports (or the echo identifier) and the transport checksum.
@@ -119,12 +121,19 @@ impl<A: Ip> Headers<A> {
             family: A::FAMILY,
         };
         if covers_addresses::<A>(self.tuple.protocol) {
-            packet.add_to_checksum(at, address_difference, field).map_err(|_| DropReason::RewriteFailed)?;
+            packet
+                .add_to_checksum(at, address_difference, field)
+                .map_err(|_| DropReason::RewriteFailed)?;
         }
-        if self.tuple.src_port_be == target.src_port_be && self.tuple.dst_port_be == target.dst_port_be {
+        if self.tuple.src_port_be == target.src_port_be
+            && self.tuple.dst_port_be == target.dst_port_be
+        {
             return Ok(());
         }
-        let field = ChecksumField { pseudo_header: false, ..field };
+        let field = ChecksumField {
+            pseudo_header: false,
+            ..field
+        };
         packet
             .add_to_checksum(at, port_difference(&self.tuple, target), field)
             .map_err(|_| DropReason::RewriteFailed)?;
@@ -132,7 +141,11 @@ impl<A: Ip> Headers<A> {
     }
 
     #[inline(always)]
-    fn write_ports<P: Packet>(&self, packet: &mut P, target: &ConnKey<A>) -> Result<(), DropReason> {
+    fn write_ports<P: Packet>(
+        &self,
+        packet: &mut P,
+        target: &ConnKey<A>,
+    ) -> Result<(), DropReason> {
         let src = target.src_port_be.to_ne_bytes();
         let dst = target.dst_port_be.to_ne_bytes();
         let written = if self.tuple.protocol == A::ICMP {

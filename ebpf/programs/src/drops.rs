@@ -34,7 +34,9 @@ pub fn carry_out(skb: &Skb, verdict: Verdict, delivery: Delivery) -> i32 {
         },
         Verdict::ToHost => match maps::CONFIG.get(0) {
             // SAFETY: a helper with plain arguments.
-            Some(config) => unsafe { bpf_redirect(config.host_ifindex, BPF_F_INGRESS as u64) as i32 },
+            Some(config) => unsafe {
+                bpf_redirect(config.host_ifindex, BPF_F_INGRESS as u64) as i32
+            },
             None => count(skb, DropReason::NoConfig),
         },
         Verdict::ToNetwork { next_hop_peer } => to_network(skb, next_hop_peer),
@@ -52,7 +54,9 @@ fn to_network(skb: &Skb, next_hop_peer: u32) -> i32 {
     };
     if next_hop_peer == 0 {
         // SAFETY: null parameters of length 0 mean 'the neighbour is the destination'.
-        return unsafe { bpf_redirect_neigh(config.uplink_ifindex, core::ptr::null_mut(), 0, 0) as i32 };
+        return unsafe {
+            bpf_redirect_neigh(config.uplink_ifindex, core::ptr::null_mut(), 0, 0) as i32
+        };
     }
     let Some(peer) = maps::PEER.get(next_hop_peer) else {
         return count(skb, DropReason::NoPeer);
@@ -60,7 +64,12 @@ fn to_network(skb: &Skb, next_hop_peer: u32) -> i32 {
     let mut neighbour = next_hop(peer);
     // SAFETY: the parameters are on the stack and their length is their size.
     unsafe {
-        bpf_redirect_neigh(config.uplink_ifindex, &raw mut neighbour, size_of::<bpf_redir_neigh>() as i32, 0) as i32
+        bpf_redirect_neigh(
+            config.uplink_ifindex,
+            &raw mut neighbour,
+            size_of::<bpf_redir_neigh>() as i32,
+            0,
+        ) as i32
     }
 }
 
@@ -72,8 +81,15 @@ fn next_hop(peer: &Peer) -> bpf_redir_neigh {
     };
     // An IPv4 address takes the first word of the union, the others are idle then.
     let ipv6_nh = [word(0), word(4), word(8), word(12)];
-    let family = if peer.underlay_family == Family::V4 as u8 { Family::V4 } else { Family::V6 };
-    bpf_redir_neigh { nh_family: family as u32, __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh } }
+    let family = if peer.underlay_family == Family::V4 as u8 {
+        Family::V4
+    } else {
+        Family::V6
+    };
+    bpf_redir_neigh {
+        nh_family: family as u32,
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh },
+    }
 }
 
 /// Counts a drop and says so to the kernel.
@@ -83,7 +99,7 @@ fn count(skb: &Skb, reason: DropReason) -> i32 {
         // SAFETY: this processor's own counter; a program is not moved to another one while it runs.
         unsafe {
             (*counter).packets += 1;
-            (*counter).bytes += skb.len() as u64;
+            (*counter).bytes += skb.length() as u64;
         }
     }
     TC_ACT_SHOT

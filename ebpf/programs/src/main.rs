@@ -2,7 +2,10 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
-#![allow(missing_debug_implementations, reason = "nothing formats values in the kernel")]
+#![allow(
+    missing_debug_implementations,
+    reason = "nothing formats values in the kernel"
+)]
 
 mod atomic;
 mod drops;

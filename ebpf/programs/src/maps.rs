@@ -9,8 +9,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use ebpf_abi::{
-    Addr4, Addr6, Address, Backend, Config, Conn, ConnKey, Counter, Endpoint, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, Peer, Route, RouteKey, Service, SocketOrigin, maps,
+    Addr4, Addr6, Address, Backend, Config, Conn, ConnKey, Counter, Endpoint, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Peer, Route, RouteKey, Service, SocketOrigin, maps,
 };
 
 /// Entries are allocated when they are inserted: tables that are mostly empty.
@@ -19,9 +19,11 @@ const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 #[btf_map(name = "config_v1")]
 pub static CONFIG: Array<Config, { maps::CONFIG_SIZE }> = Array::new();
 #[btf_map(name = "frontend4_v1")]
-pub static FRONTEND4: HashMap<FrontendKey<Addr4>, Frontend, { maps::FRONTEND4_SIZE }, ON_DEMAND> = HashMap::new();
+pub static FRONTEND4: HashMap<FrontendKey<Addr4>, Frontend, { maps::FRONTEND4_SIZE }, ON_DEMAND> =
+    HashMap::new();
 #[btf_map(name = "frontend6_v1")]
-pub static FRONTEND6: HashMap<FrontendKey<Addr6>, Frontend, { maps::FRONTEND6_SIZE }, ON_DEMAND> = HashMap::new();
+pub static FRONTEND6: HashMap<FrontendKey<Addr6>, Frontend, { maps::FRONTEND6_SIZE }, ON_DEMAND> =
+    HashMap::new();
 #[btf_map(name = "service_v1")]
 pub static SERVICE: HashMap<u32, Service, { maps::SERVICE_SIZE }, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "slot_v1")]
@@ -33,9 +35,11 @@ pub static BACKEND4: Array<Backend<Addr4>, { maps::BACKEND4_SIZE }> = Array::new
 #[btf_map(name = "backend6_v1")]
 pub static BACKEND6: Array<Backend<Addr6>, { maps::BACKEND6_SIZE }> = Array::new();
 #[btf_map(name = "endpoint4_v1")]
-pub static ENDPOINT4: HashMap<Addr4, Endpoint, { maps::ENDPOINT4_SIZE }, ON_DEMAND> = HashMap::new();
+pub static ENDPOINT4: HashMap<Addr4, Endpoint, { maps::ENDPOINT4_SIZE }, ON_DEMAND> =
+    HashMap::new();
 #[btf_map(name = "endpoint6_v1")]
-pub static ENDPOINT6: HashMap<Addr6, Endpoint, { maps::ENDPOINT6_SIZE }, ON_DEMAND> = HashMap::new();
+pub static ENDPOINT6: HashMap<Addr6, Endpoint, { maps::ENDPOINT6_SIZE }, ON_DEMAND> =
+    HashMap::new();
 #[btf_map(name = "route4_v1")]
 pub static ROUTE4: LpmTrie<Addr4, Route, { maps::ROUTE4_SIZE }> = LpmTrie::new();
 #[btf_map(name = "route6_v1")]
@@ -47,13 +51,17 @@ pub static CONN4: HashMap<ConnKey<Addr4>, Conn<Addr4>, { maps::CONN4_SIZE }> = H
 #[btf_map(name = "conn6_v1")]
 pub static CONN6: HashMap<ConnKey<Addr6>, Conn<Addr6>, { maps::CONN6_SIZE }> = HashMap::new();
 #[btf_map(name = "fragment4_v1")]
-pub static FRAGMENT4: LruHashMap<FragmentKey<Addr4>, FragmentPorts, { maps::FRAGMENT4_SIZE }> = LruHashMap::new();
+pub static FRAGMENT4: LruHashMap<FragmentKey<Addr4>, FragmentPorts, { maps::FRAGMENT4_SIZE }> =
+    LruHashMap::new();
 #[btf_map(name = "fragment6_v1")]
-pub static FRAGMENT6: LruHashMap<FragmentKey<Addr6>, FragmentPorts, { maps::FRAGMENT6_SIZE }> = LruHashMap::new();
+pub static FRAGMENT6: LruHashMap<FragmentKey<Addr6>, FragmentPorts, { maps::FRAGMENT6_SIZE }> =
+    LruHashMap::new();
 #[btf_map(name = "socket4_v1")]
-pub static SOCKET4: LruHashMap<u64, SocketOrigin<Addr4>, { maps::SOCKET4_SIZE }> = LruHashMap::new();
+pub static SOCKET4: LruHashMap<u64, SocketOrigin<Addr4>, { maps::SOCKET4_SIZE }> =
+    LruHashMap::new();
 #[btf_map(name = "socket6_v1")]
-pub static SOCKET6: LruHashMap<u64, SocketOrigin<Addr6>, { maps::SOCKET6_SIZE }> = LruHashMap::new();
+pub static SOCKET6: LruHashMap<u64, SocketOrigin<Addr6>, { maps::SOCKET6_SIZE }> =
+    LruHashMap::new();
 #[btf_map(name = "drop_v1")]
 pub static DROP: PerCpuArray<Counter, { maps::DROP_SIZE }> = PerCpuArray::new();
 

@@ -5,8 +5,8 @@ use aya_ebpf::{
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
 };
 use ebpf_abi::{
-    Addr4, Addr6, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey, Peer,
-    RouteKey, Service,
+    Addr4, Addr6, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, Peer, RouteKey, Service,
 };
 use ebpf_packet::{Entry, Inserted, Ip, Node};
 
@@ -103,7 +103,12 @@ macro_rules! node {
 
             #[inline(always)]
             fn route(&self, addr: &$addr) -> Option<u32> {
-                maps::$route.get(&RouteKey { prefix_len: $bits, addr: *addr }).map(|route| route.peer_id)
+                maps::$route
+                    .get(&RouteKey {
+                        prefix_len: $bits,
+                        addr: *addr,
+                    })
+                    .map(|route| route.peer_id)
             }
 
             #[inline(always)]
@@ -146,5 +151,9 @@ macro_rules! node {
     };
 }
 
-node!(Addr4, 32, FRONTEND4, BACKEND4, ENDPOINT4, ROUTE4, CONN4, FRAGMENT4);
-node!(Addr6, 128, FRONTEND6, BACKEND6, ENDPOINT6, ROUTE6, CONN6, FRAGMENT6);
+node!(
+    Addr4, 32, FRONTEND4, BACKEND4, ENDPOINT4, ROUTE4, CONN4, FRAGMENT4
+);
+node!(
+    Addr6, 128, FRONTEND6, BACKEND6, ENDPOINT6, ROUTE6, CONN6, FRAGMENT6
+);

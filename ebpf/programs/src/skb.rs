@@ -4,14 +4,15 @@ use core::arch::asm;
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
-        BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0,
-        BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        __sk_buff, BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
+        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
-        bpf_get_hash_recalc, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
-        bpf_skb_store_bytes,
+        bpf_get_hash_recalc, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
+        bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
 };
 use ebpf_abi::{Family, overlay_header};
@@ -31,7 +32,9 @@ impl Skb {
     #[inline(always)]
     fn store_with(&self, at: u32, bytes: &[u8], flags: u64) -> Result<(), OutOfBounds> {
         // SAFETY: the context pointer is the program's own; the slice is on the stack and its length is its size.
-        check(unsafe { bpf_skb_store_bytes(self.0, at, bytes.as_ptr().cast(), bytes.len() as u32, flags) })
+        check(unsafe {
+            bpf_skb_store_bytes(self.0, at, bytes.as_ptr().cast(), bytes.len() as u32, flags)
+        })
     }
 
     #[inline(always)]
@@ -43,7 +46,7 @@ impl Skb {
 
 impl Packet for Skb {
     #[inline(always)]
-    fn len(&self) -> u32 {
+    fn length(&self) -> u32 {
         // SAFETY: a field of the context.
         unsafe { (*self.0).len }
     }
@@ -57,7 +60,14 @@ impl Packet for Skb {
     #[inline(always)]
     fn load(&self, at: u32, into: &mut [u8]) -> Result<(), OutOfBounds> {
         // SAFETY: the slice is on the stack and its length is its size; the helper checks the packet's bounds.
-        check(unsafe { bpf_skb_load_bytes(self.0.cast(), at, into.as_mut_ptr().cast(), into.len() as u32) })
+        check(unsafe {
+            bpf_skb_load_bytes(
+                self.0.cast(),
+                at,
+                into.as_mut_ptr().cast(),
+                into.len() as u32,
+            )
+        })
     }
 
     #[inline(always)]
@@ -71,7 +81,12 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn add_to_checksum(&mut self, at: u32, difference: u32, field: ChecksumField) -> Result<(), OutOfBounds> {
+    fn add_to_checksum(
+        &mut self,
+        at: u32,
+        difference: u32,
+        field: ChecksumField,
+    ) -> Result<(), OutOfBounds> {
         let mut flags = 0;
         if field.pseudo_header {
             flags |= BPF_F_PSEUDO_HDR as u64;
@@ -142,7 +157,7 @@ impl Packet for Skb {
         // not know.
         unsafe {
             asm!("{value} ^= {unknown}", "{value} ^= {unknown}", value = inout(reg) value,
-                 unknown = in(reg) self.len() as u64, options(pure, nomem, nostack));
+                 unknown = in(reg) self.length() as u64, options(pure, nomem, nostack));
         }
         value as u32
     }
@@ -150,5 +165,9 @@ impl Packet for Skb {
 
 #[inline(always)]
 fn check(result: i64) -> Result<(), OutOfBounds> {
-    if result == 0 { Ok(()) } else { Err(OutOfBounds) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(OutOfBounds)
+    }
 }

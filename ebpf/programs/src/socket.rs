@@ -29,7 +29,11 @@ pub extern "C" fn connect4(ctx: *mut bpf_sock_addr) -> i32 {
 #[unsafe(link_section = "cgroup/connect6")]
 pub extern "C" fn connect6(ctx: *mut bpf_sock_addr) -> i32 {
     let call = Call(ctx);
-    if call.is_mapped() { call.connect4(Call::mapped4, Call::set_mapped4) } else { call.connect6() }
+    if call.is_mapped() {
+        call.connect4(Call::mapped4, Call::set_mapped4)
+    } else {
+        call.connect6()
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -42,7 +46,11 @@ pub extern "C" fn getpeername4(ctx: *mut bpf_sock_addr) -> i32 {
 #[unsafe(link_section = "cgroup/getpeername6")]
 pub extern "C" fn getpeername6(ctx: *mut bpf_sock_addr) -> i32 {
     let call = Call(ctx);
-    if call.is_mapped() { call.peer_name4(Call::mapped4, Call::set_mapped4) } else { call.peer_name6() }
+    if call.is_mapped() {
+        call.peer_name4(Call::mapped4, Call::set_mapped4)
+    } else {
+        call.peer_name6()
+    }
 }
 
 /// A system call on a socket's address. Every access is to a field of the context that the hook may touch.
@@ -138,7 +146,9 @@ impl Call {
     fn addr4(self) -> Addr4 {
         // SAFETY: a field of the context.
         let word = unsafe { (&raw const (*self.0).user_ip4).read_volatile() };
-        Addr4 { bytes: word.to_ne_bytes() }
+        Addr4 {
+            bytes: word.to_ne_bytes(),
+        }
     }
 
     #[inline(always)]
@@ -150,13 +160,23 @@ impl Call {
     #[inline(always)]
     fn word6(self, i: usize) -> u32 {
         // SAFETY: a field of the context, read by words as the verifier wants it; `i` is below 4.
-        unsafe { (&raw const (*self.0).user_ip6).cast::<u32>().add(i).read_volatile() }
+        unsafe {
+            (&raw const (*self.0).user_ip6)
+                .cast::<u32>()
+                .add(i)
+                .read_volatile()
+        }
     }
 
     #[inline(always)]
     fn set_word6(self, i: usize, word: u32) {
         // SAFETY: as above, and the hook may write it.
-        unsafe { (&raw mut (*self.0).user_ip6).cast::<u32>().add(i).write_volatile(word) }
+        unsafe {
+            (&raw mut (*self.0).user_ip6)
+                .cast::<u32>()
+                .add(i)
+                .write_volatile(word)
+        }
     }
 
     #[inline(always)]
@@ -166,7 +186,9 @@ impl Call {
 
     #[inline(always)]
     fn mapped4(self) -> Addr4 {
-        Addr4 { bytes: self.word6(3).to_ne_bytes() }
+        Addr4 {
+            bytes: self.word6(3).to_ne_bytes(),
+        }
     }
 
     #[inline(always)]
@@ -186,7 +208,10 @@ impl Call {
     #[inline(always)]
     fn set_addr6(self, addr: Addr6) {
         for (i, bytes) in addr.bytes.chunks_exact(4).enumerate() {
-            self.set_word6(i, u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+            self.set_word6(
+                i,
+                u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            );
         }
     }
 }

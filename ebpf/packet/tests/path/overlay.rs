@@ -1,0 +1,254 @@
+//! The overlay: what is accepted from whom, what is too long, what the answer to that looks like.
+
+use ebpf_abi::{Addr4, DropReason};
+use ebpf_packet::Verdict;
+
+use crate::support::{
+    Frame, Has, Scene, Tcp, TestFamily, TestNode, Wire, assert_checksums, in_both_families,
+};
+
+in_both_families! {
+    an_inner_packet_reaches_its_pod
+    an_inner_packet_reaches_the_host
+    an_inner_packet_for_elsewhere_is_dropped
+    an_inner_packet_must_come_from_its_own_node
+    a_wrong_vxlan_header_is_dropped_and_never_passed
+    too_long_a_packet_is_answered_with_the_mtu
+    the_answer_quotes_what_the_sender_sent
+    the_longest_packet_that_fits_passes
+    segments_count_and_not_the_whole
+    a_fragment_or_an_error_is_dropped_without_an_answer
+    the_host_is_not_answered
+    an_unknown_peer_drops
+}
+
+fn an_inner_packet_reaches_its_pod<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let scene = Scene::<A>::new();
+    let inner = Frame::tcp((A::pod(2, 9), 1), (A::pod(1, 3), 2), Tcp::ACK);
+    let mut wire = scene.overlay(2, &inner);
+    // The outer EtherType says IPv4 whatever is inside.
+    let verdict = scene.network_sends(&mut wire);
+    scene.assert_delivered(verdict, &wire, 3, &inner);
+}
+
+fn an_inner_packet_reaches_the_host<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let scene = Scene::<A>::new();
+    let inner = Frame::udp((A::pod(2, 9), 1), (A::pod(1, 1), 2));
+    let mut wire = scene.overlay(2, &inner);
+    assert_eq!(scene.network_sends(&mut wire), Verdict::ToHost);
+    assert_eq!(wire.bytes[14..], inner.ip_bytes());
+    assert_eq!(wire.bytes[12..14], A::ETHERTYPE.to_ne_bytes());
+}
+
+fn an_inner_packet_for_elsewhere_is_dropped<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let scene = Scene::<A>::with_backends(&[(A::pod(1, 3), 80)]);
+    for dst in [A::pod(1, 77), A::pod(3, 1), A::outside(1), A::service(1)] {
+        let mut wire = scene.overlay(2, &Frame::udp((A::pod(2, 9), 1), (dst, 80)));
+        let verdict = scene.network_sends(&mut wire);
+        assert_eq!(
+            verdict,
+            Verdict::Drop(DropReason::OverlayNotLocal),
+            "{dst:?}"
+        );
+    }
+}
+
+fn an_inner_packet_must_come_from_its_own_node<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let scene = Scene::<A>::new();
+    for (node, src) in [
+        (3, A::pod(2, 9)),
+        (9, A::pod(2, 9)),
+        (2, A::pod(3, 9)),
+        (2, A::pod(1, 2)),
+        (2, A::outside(1)),
+    ] {
+        let mut wire = scene.overlay(node, &Frame::udp((src, 1), (A::pod(1, 3), 2)));
+        let verdict = scene.network_sends(&mut wire);
+        assert_eq!(
+            verdict,
+            Verdict::Drop(DropReason::OverlayUnknownPeer),
+            "{src:?} by node {node}"
+        );
+    }
+}
+
+fn a_wrong_vxlan_header_is_dropped_and_never_passed<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let scene = Scene::<A>::new();
+    let good = scene.overlay(2, &Frame::udp((A::pod(2, 9), 1), (A::pod(1, 3), 2)));
+    let vxlan = 14 + 20 + 8;
+    // Flags, each byte of the VNI, the inner EtherType.
+    for (at, value) in [(0, 0), (4, 1), (5, 1), (6, 2), (20, 0x12)] {
+        let mut wire = good.clone();
+        wire.bytes[vxlan + at] = value;
+        assert_eq!(
+            scene.network_sends(&mut wire),
+            Verdict::Drop(DropReason::OverlayBadHeader)
+        );
+    }
+    // The same without overlay is the stack's.
+    let mut scene = scene;
+    scene.node.config.as_mut().expect("set").flags = 0;
+    assert_eq!(scene.network_sends(&mut good.clone()), Verdict::Pass);
+}
+
+fn too_long_a_packet_is_answered_with_the_mtu<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let scene = Scene::<A>::new();
+    let over = Scene::<A>::OVERLAY_MTU as usize + 1 - A::HEADER_LEN - 8;
+    let sent = Frame::udp_with((A::pod(1, 2), 1), (A::pod(2, 3), 2), &vec![7; over]);
+    let mut wire = sent.wire();
+    assert_eq!(scene.pod_sends(&mut wire), Verdict::Reflect);
+    assert_checksums::<A>(&wire.bytes);
+    assert_eq!(wire.bytes[..6], [2, 0, 0, 0, 0, 0xaa], "back to its sender");
+    assert_eq!(A::read(&wire.bytes, 14 + A::DST_AT), A::pod(1, 2));
+    assert_eq!(A::read(&wire.bytes, 14 + A::SRC_AT), A::node(1));
+    let icmp = &wire.bytes[14 + A::HEADER_LEN..];
+    match A::LEN {
+        4 => assert_eq!(
+            (&icmp[..2], &icmp[4..8]),
+            (&[3, 4][..], &[0, 0, 0x05, 0xaa][..])
+        ),
+        _ => assert_eq!(
+            (&icmp[..2], &icmp[4..8]),
+            (&[2, 0][..], &[0, 0, 0x05, 0xaa][..])
+        ),
+    }
+    assert_eq!(icmp[8..], sent.ip_bytes()[..A::HEADER_LEN + 20]);
+}
+
+fn the_answer_quotes_what_the_sender_sent<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let scene = Scene::<A>::with_backends(&[(A::pod(2, 9), 8080)]);
+    let mut sent = Frame::tcp((A::pod(1, 2), 45000), (A::service(1), 80), Tcp::SYN);
+    sent.transport.extend([1; 1500]);
+    let mut wire = sent.wire();
+    assert_eq!(scene.pod_sends(&mut wire), Verdict::Reflect);
+    assert_eq!(
+        wire.bytes[14 + A::HEADER_LEN + 8..],
+        sent.ip_bytes()[..A::HEADER_LEN + 20]
+    );
+    assert_checksums::<A>(&wire.bytes);
+}
+
+fn the_longest_packet_that_fits_passes<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let scene = Scene::<A>::new();
+    let room = Scene::<A>::OVERLAY_MTU as usize - A::HEADER_LEN - 8;
+    let sent = Frame::udp_with((A::pod(1, 2), 1), (A::pod(2, 3), 2), &vec![7; room]);
+    let mut wire = sent.wire();
+    let verdict = scene.pod_sends(&mut wire);
+    scene.assert_encapsulated(verdict, &wire, &sent);
+    assert_eq!(wire.bytes.len(), 14 + Scene::<A>::UPLINK_MTU as usize);
+}
+
+fn segments_count_and_not_the_whole<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let scene = Scene::<A>::new();
+    let mut sent = Frame::tcp((A::pod(1, 2), 1), (A::pod(2, 3), 2), Tcp::ACK);
+    sent.transport.extend([1; 8000]);
+    let headers = A::HEADER_LEN as u32 + 20;
+    let mut wire = Wire {
+        segment: Scene::<A>::OVERLAY_MTU - headers,
+        ..sent.wire()
+    };
+    let verdict = scene.pod_sends(&mut wire);
+    scene.assert_encapsulated(verdict, &wire, &sent);
+    let mut wire = Wire {
+        segment: Scene::<A>::OVERLAY_MTU - headers + 1,
+        ..sent.wire()
+    };
+    assert_eq!(scene.pod_sends(&mut wire), Verdict::Reflect);
+}
+
+fn a_fragment_or_an_error_is_dropped_without_an_answer<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let scene = Scene::<A>::new();
+    let kind = if A::LEN == 4 { 3 } else { 1 };
+    let mut wire = Frame::error(A::pod(1, 2), A::pod(2, 3), kind, 0, &[0; 1500]).wire();
+    assert_eq!(
+        scene.pod_sends(&mut wire),
+        Verdict::Drop(DropReason::TooBig)
+    );
+}
+
+fn the_host_is_not_answered<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let scene = Scene::<A>::new();
+    let mut wire = Frame::udp_with((A::pod(1, 1), 1), (A::pod(2, 3), 2), &[7; 1500]).wire();
+    assert_eq!(
+        scene.host_sends(&mut wire),
+        Verdict::Drop(DropReason::TooBig)
+    );
+}
+
+fn an_unknown_peer_drops<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let mut scene = Scene::<A>::new();
+    let frame = Frame::udp((A::pod(1, 2), 1), (A::pod(2, 3), 2));
+    scene.node.peers.get_mut(&2).expect("set").mode = 0;
+    assert_eq!(
+        scene.pod_sends(&mut frame.wire()),
+        Verdict::Drop(DropReason::NoPeer)
+    );
+    scene.node.peers.remove(&2);
+    assert_eq!(
+        scene.pod_sends(&mut frame.wire()),
+        Verdict::Drop(DropReason::NoPeer)
+    );
+}
+
+#[test]
+fn a_fragmented_outer_packet_is_dropped() {
+    let scene = Scene::<Addr4>::new();
+    let mut wire = scene.overlay(2, &Frame::udp((Addr4::pod(2, 9), 1), (Addr4::pod(1, 3), 2)));
+    wire.bytes[14 + 6] = 0x20;
+    assert_eq!(
+        scene.network_sends(&mut wire),
+        Verdict::Drop(DropReason::OverlayBadHeader)
+    );
+}
+
+#[test]
+fn outer_options_come_off_too() {
+    let scene = Scene::<Addr4>::new();
+    let inner = Frame::udp((Addr4::pod(2, 9), 1), (Addr4::pod(1, 3), 2));
+    let plain = scene.overlay(2, &inner);
+    let mut outer = Frame::udp_with(
+        (Addr4::node(2), 50000),
+        (Addr4::node(1), 8472),
+        &plain.bytes[42..],
+    );
+    outer.options = vec![1; 8];
+    let mut wire = outer.wire();
+    let verdict = scene.network_sends(&mut wire);
+    scene.assert_delivered(verdict, &wire, 3, &inner);
+}
