@@ -59,6 +59,8 @@ pub struct ProgramInfo {
     pub jited_len: u32,
     /// Instructions after the verifier's rewriting.
     pub instructions: u32,
+    /// Instructions that the verifier walked through.
+    pub verified: u32,
     pub run_time_ns: u64,
     pub run_count: u64,
 }
@@ -77,6 +79,8 @@ const MAP_TYPE_ARRAY: u32 = 2;
 /// `enum bpf_attach_type`.
 const XDP: u32 = 37;
 const TCX_INGRESS: u32 = 46;
+/// `BPF_F_BEFORE`.
+const BEFORE: u32 = 1 << 3;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 const TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
 
@@ -157,9 +161,9 @@ impl Program {
         Ok(Self { fd })
     }
 
-    /// Attaches at the tcx ingress of a device of this thread's namespace, behind the programs that are there.
+    /// Attaches at the tcx ingress of a device of this thread's namespace, before the programs that are there.
     pub fn attach_tcx_ingress(&self, ifindex: u32) -> Result<Link> {
-        self.attach(ifindex, TCX_INGRESS, 0)
+        self.attach(ifindex, TCX_INGRESS, BEFORE)
             .context("attach at tcx ingress (needs Linux 6.6)")
     }
 
@@ -338,7 +342,8 @@ fn program_info(fd: &OwnedFd) -> Result<ProgramInfo> {
         id: word(4),
         name,
         jited_len: word(16),
-        instructions: word(216),
+        instructions: word(20) / 8,
+        verified: word(216),
         run_time_ns: info[192 / 8],
         run_count: info[200 / 8],
     })

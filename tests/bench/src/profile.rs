@@ -38,8 +38,11 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
     print!("{}", report::table(&rows));
-    for (name, (instructions, jited_len)) in sizes {
-        println!("{name}: {instructions} instructions, {jited_len} bytes of native code");
+    for (name, program) in sizes {
+        println!(
+            "{name}: {} instructions, {} bytes of native code, {} instructions walked by the verifier",
+            program.instructions, program.jited_len, program.verified
+        );
     }
     if let Some(path) = &options.json {
         report::write_json(path, &rows)?;
@@ -51,7 +54,7 @@ pub fn run(options: &Options) -> Result<()> {
 fn profile(
     way: &Way<'_>,
     rounds: usize,
-    sizes: &mut BTreeMap<String, (u32, u32)>,
+    sizes: &mut BTreeMap<String, ProgramInfo>,
 ) -> Result<Vec<Row>> {
     let to = way.packet_address();
     let sink = Sink::new(way.backend_netns(), to)?;
@@ -70,7 +73,7 @@ fn profile(
             if now.run_count - then.run_count < u64::from(PACKETS) || now.name.is_empty() {
                 continue;
             }
-            sizes.insert(now.name.clone(), (now.instructions, now.jited_len));
+            sizes.insert(now.name.clone(), now.clone());
             let time = (now.run_time_ns - then.run_time_ns) as f64 / f64::from(PACKETS);
             by_program
                 .entry(format!("{} in {}", now.name, way.name))
