@@ -36,6 +36,13 @@ pub fn start(flags: &Flags, listening: Option<SocketAddr>) -> Result<JoinSet<Res
                 .context("the controllers ended")
         });
     }
+    if flags.role.has(Role::Scheduler) {
+        let client = client()?;
+        tasks.spawn(async move {
+            control_plane_scheduler::run(client, control_plane_scheduler::Options::default()).await;
+            Ok(())
+        });
+    }
     Ok(tasks)
 }
 

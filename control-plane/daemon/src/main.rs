@@ -6,6 +6,8 @@ mod clients;
 mod flags;
 mod server;
 
+use std::io::IsTerminal;
+
 use anyhow::{Context, Result};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,6 +35,7 @@ fn start_log(flags: &Flags) -> Result<()> {
     })?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     if flags.log_json {
         log.json().init();

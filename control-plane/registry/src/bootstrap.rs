@@ -36,11 +36,12 @@ impl Registry {
     }
 
     /// Says where Service `default/kubernetes` leads: the addresses on which API servers listen. Without any, the
-    /// Service has no endpoints.
+    /// Service has no endpoints. From then on it is kept so.
     ///
     /// # Errors
     /// The registry's.
     pub async fn publish(&self, addresses: &[SocketAddr]) -> Result<()> {
+        *self.published() = Some(addresses.to_vec());
         let family = self
             .claims()
             .families()

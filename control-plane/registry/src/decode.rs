@@ -221,8 +221,13 @@ fn mismatch(found: &mut Findings, value: &Value, of: &Type, path: &str, want: &s
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     };
+    // Go's decoder names the way without the positions in lists.
+    let way: String = path
+        .split('[')
+        .map(|part| part.split_once(']').map_or(part, |(_, rest)| rest))
+        .collect();
     found.mismatch.get_or_insert(format!(
-        "json: cannot unmarshal {got} into Go struct field {}.{path} of type {want}",
+        "json: cannot unmarshal {got} into Go struct field {}.{way} of type {want}",
         of.name
     ));
 }
@@ -357,7 +362,7 @@ mod tests {
         let findings = check("io.k8s.api.core.v1.Service", &mut service);
         assert_eq!(
             findings.mismatch.unwrap(),
-            "json: cannot unmarshal string into Go struct field ServicePort.spec.ports[0].port of type int32"
+            "json: cannot unmarshal string into Go struct field ServicePort.spec.ports.port of type int32"
         );
     }
 }

@@ -11,6 +11,7 @@ mod cache;
 pub mod decode;
 mod delete;
 pub mod errors;
+mod housekeeping;
 pub mod json;
 pub mod kinds;
 mod list;

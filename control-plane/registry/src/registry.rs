@@ -1,8 +1,8 @@
 //! The registry: what is open, and reading single objects.
 
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use control_plane_store::{Store, StoreError};
 use ipnetwork::IpNetwork;
@@ -11,7 +11,7 @@ use tokio::task::AbortHandle;
 use crate::allocate::Claims;
 use crate::cache::Cache;
 use crate::errors::{ApiError, Result};
-use crate::kinds::{self, Kind};
+use crate::kinds::Kind;
 use crate::object::Object;
 
 /// All objects of a cluster. Cheap to clone.
@@ -23,6 +23,8 @@ struct Inner {
     store: Arc<dyn Store>,
     cache: Arc<Cache>,
     claims: Arc<Claims>,
+    /// Where Service `default/kubernetes` leads, once that is known.
+    published: Arc<Mutex<Option<Vec<SocketAddr>>>>,
     tasks: Vec<AbortHandle>,
 }
 
@@ -86,6 +88,7 @@ impl Registry {
             store,
             cache,
             claims,
+            published: Arc::default(),
             tasks: vec![follower.abort_handle()],
         };
         match filled.await {
@@ -93,10 +96,10 @@ impl Registry {
             Ok(Err(error)) => return Err(OpenError::Read(error)),
             Err(_) => return Err(OpenError::Read(StoreError::Closed)),
         }
-        // The expirer must not keep the registry alive that ends it.
-        let expiring = Self(Arc::new(registry.share()));
-        let expirer = tokio::spawn(async move { expiring.expire().await });
-        registry.tasks.push(expirer.abort_handle());
+        // The housekeeper must not keep the registry alive that ends it.
+        let own = Self(Arc::new(registry.share()));
+        let housekeeper = tokio::spawn(async move { own.keep_house().await });
+        registry.tasks.push(housekeeper.abort_handle());
         let registry = Self(Arc::new(registry));
         registry.bootstrap().await.map_err(OpenError::Bootstrap)?;
         Ok(registry)
@@ -164,33 +167,13 @@ impl Registry {
         self.0.store.as_ref()
     }
 
-    pub(crate) fn claims(&self) -> &Claims {
-        &self.0.claims
+    pub(crate) fn published(&self) -> MutexGuard<'_, Option<Vec<SocketAddr>>> {
+        let published = &self.0.published;
+        published.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes objects of kinds that do not live for ever (Events) when their time is over.
-    async fn expire(&self) {
-        let mut tick = tokio::time::interval(Duration::from_secs(60));
-        loop {
-            tick.tick().await;
-            for kind in kinds::TABLE {
-                let Some(seconds) = kind.strategy.time_to_live else {
-                    continue;
-                };
-                let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
-                let (objects, _) = self.cache().list(kind, "", "");
-                let old = objects
-                    .iter()
-                    .filter(|o| o.received.elapsed().as_secs() >= seconds);
-                for object in old {
-                    let options = crate::DeleteOptions::default();
-                    let deleted = self.delete(kind, &object.namespace, &object.name, &options);
-                    if let Err(error) = deleted.await {
-                        tracing::debug!(%error, name = object.name, "an expired object stays");
-                    }
-                }
-            }
-        }
+    pub(crate) fn claims(&self) -> &Claims {
+        &self.0.claims
     }
 }
 
@@ -200,6 +183,7 @@ impl Inner {
             store: self.store.clone(),
             cache: self.cache.clone(),
             claims: self.claims.clone(),
+            published: self.published.clone(),
             tasks: Vec::new(),
         }
     }

@@ -255,11 +255,12 @@ mod tests {
                 json!({"metadata": {"labels": {"b": "2", "c": "3"}}}),
             ),
             (
+                // It comes first, as in Kubernetes, since the patch sets no order.
                 "a port is added beside the others",
                 "Service",
                 json!({"spec": {"ports": [{"port": 80}, {"port": 81}]}}),
                 json!({"spec": {"ports": [{"port": 82}]}}),
-                json!({"spec": {"ports": [{"port": 80}, {"port": 81}, {"port": 82}]}}),
+                json!({"spec": {"ports": [{"port": 82}, {"port": 80}, {"port": 81}]}}),
             ),
             (
                 "a port is changed and one is deleted",

@@ -58,7 +58,7 @@ pub struct Strategy {
     /// Whether a delete answers with the object even when it went at once.
     pub returns_deleted: bool,
     /// How long objects live after their last write, in seconds.
-    pub time_to_live: Option<i64>,
+    pub time_to_live: Option<u64>,
 }
 
 /// Works out what `new` takes and `old` gives back, and fills the values in.
