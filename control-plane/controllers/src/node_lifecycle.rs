@@ -5,7 +5,8 @@
 //! clocks which differ between machines do no harm, and nothing is marked right after a restart.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
@@ -18,8 +19,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::fault::is_conflict;
 use crate::informer::ObjectKey;
+use crate::queue::Queue;
 use crate::{Informers, Options};
 
+const WORKERS: usize = 4;
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
@@ -42,7 +45,7 @@ struct Heartbeat {
 
 impl Heartbeats {
     /// How long the Node has been silent, in this process's time.
-    fn silence(&mut self, node: &Node, lease: Option<&Lease>, now: Instant) -> std::time::Duration {
+    fn silence(&mut self, node: &Node, lease: Option<&Lease>, now: Instant) -> Duration {
         let renewed = lease
             .and_then(|lease| lease.spec.as_ref()?.renew_time.as_ref())
             .map(|time| time.0);
@@ -59,37 +62,57 @@ impl Heartbeats {
         }
         now - heartbeat.at
     }
+
+    /// A Node that is gone is not silent.
+    fn forget(&mut self, name: &str) -> Duration {
+        self.seen.remove(name);
+        Duration::ZERO
+    }
 }
 
 pub(crate) async fn run(client: Client, informers: Arc<Informers>, options: &Options) {
+    let queue = Arc::new(Queue::new());
+    let to = queue.clone();
+    informers.nodes.on_change(move |change| {
+        change
+            .both()
+            .for_each(|node| to.add(ObjectKey::of(&**node)));
+    });
     informers.nodes.synced().await;
     informers.leases.synced().await;
     informers.pods.synced().await;
-    let mut heartbeats = Heartbeats::default();
-    let mut tick = tokio::time::interval(options.node_monitor_period);
-    // After a suspended machine wakes up, one look is enough.
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        let nodes = informers.nodes.all();
-        let names: std::collections::HashSet<_> = nodes.iter().map(|n| n.name_any()).collect();
-        heartbeats.seen.retain(|name, _| names.contains(name));
-        for node in nodes {
-            let lease = informers
-                .leases
-                .get(&ObjectKey::new(LEASE_NAMESPACE, &node.name_any()));
-            let silence = heartbeats.silence(&node, lease.as_deref(), Instant::now());
-            let silent = silence >= options.node_monitor_grace_period;
-            if let Err(error) = sync(&client, &informers, &node, silent).await {
-                let node = node.name_any();
-                if is_conflict(&error) {
-                    tracing::debug!(node, "the Node changed meanwhile, looking again soon");
-                } else {
-                    tracing::warn!(node, %error, "node lifecycle: failed, looking again soon");
-                }
-            }
+
+    let heartbeats = Mutex::new(Heartbeats::default());
+    let look_at_all = async {
+        let mut tick = tokio::time::interval(options.node_monitor_period);
+        // After a suspended machine wakes up, one look is enough.
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let nodes = informers.nodes.all();
+            nodes
+                .iter()
+                .for_each(|node| queue.add(ObjectKey::of(&**node)));
         }
-    }
+    };
+    let serve = queue.serve("node lifecycle", WORKERS, async |key| {
+        let node = informers.nodes.get(&key);
+        let lease = informers
+            .leases
+            .get(&ObjectKey::new(LEASE_NAMESPACE, &key.name));
+        let silent = {
+            let mut heartbeats = heartbeats.lock().unwrap_or_else(PoisonError::into_inner);
+            match &node {
+                Some(node) => heartbeats.silence(node, lease.as_deref(), Instant::now()),
+                None => heartbeats.forget(&key.name),
+            }
+        } >= options.node_monitor_grace_period;
+        match node {
+            Some(node) => sync(&client, &informers, &node, silent).await,
+            None => Ok(()),
+        }
+    });
+    tokio::join!(look_at_all, serve);
 }
 
 async fn sync(
@@ -264,8 +287,6 @@ fn not_ready(pod: &Pod, now: Timestamp) -> Option<Pod> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use serde_json::{Value, json};
 
     use super::*;

@@ -1,0 +1,342 @@
+//! The controllers against the real API server.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::jiff::Timestamp;
+use kube::Api;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, ListParams};
+use serde_json::json;
+use tests_control_plane::{ControlPlane, create, eventually, merge, quick};
+
+/// The endpoints of Service `web`, one line each: address, port, then r(eady), s(erving), t(erminating).
+async fn endpoints(cluster: &ControlPlane) -> Vec<String> {
+    let of_web = ListParams::default().labels("kubernetes.io/service-name=web");
+    let slices = cluster.here::<EndpointSlice>().list(&of_web).await.unwrap();
+    let mut lines = Vec::new();
+    for slice in slices {
+        let port = slice
+            .ports
+            .unwrap_or_default()
+            .first()
+            .and_then(|port| port.port);
+        for endpoint in slice.endpoints.unwrap_or_default() {
+            let conditions = endpoint.conditions.unwrap();
+            let flag =
+                |set: Option<bool>, letter: char| if set == Some(true) { letter } else { '-' };
+            lines.push(format!(
+                "{}:{} {}{}{}",
+                endpoint.addresses[0],
+                port.unwrap_or_default(),
+                flag(conditions.ready, 'r'),
+                flag(conditions.serving, 's'),
+                flag(conditions.terminating, 't'),
+            ));
+        }
+    }
+    lines.sort();
+    lines
+}
+
+async fn add_service(cluster: &ControlPlane) {
+    let service = json!({"metadata": {"name": "web"}, "spec": {
+        "selector": {"app": "web"},
+        "ports": [{"port": 80, "targetPort": "api"}],
+    }});
+    create(&cluster.here::<Service>(), service).await;
+}
+
+fn lines<const N: usize>(lines: [&str; N]) -> Vec<String> {
+    lines.map(String::from).into()
+}
+
+async fn pod_cidrs(cluster: &ControlPlane, name: &str) -> Vec<String> {
+    let node = cluster.all::<Node>().get(name).await.unwrap();
+    node.spec
+        .and_then(|spec| spec.pod_cidrs)
+        .unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoint_slices_follow_the_life_of_their_pods() {
+    let cluster = ControlPlane::start(quick()).await;
+    cluster.add_node("a").await;
+    add_service(&cluster).await;
+    cluster
+        .add_pod("web-1", "web", "1m", json!({"nodeName": "a"}))
+        .await;
+    cluster
+        .add_pod("web-2", "web", "1m", json!({"nodeName": "a"}))
+        .await;
+    cluster
+        .add_pod("other", "other", "1m", json!({"nodeName": "a"}))
+        .await;
+    cluster.set_pod("web-1", "10.244.0.1", true).await;
+    cluster.set_pod("web-2", "10.244.0.2", false).await;
+    cluster.set_pod("other", "10.244.0.3", true).await;
+    let both = lines(["10.244.0.1:9000 rs-", "10.244.0.2:9000 ---"]);
+    eventually("two pods", both, || endpoints(&cluster)).await;
+
+    cluster.set_pod("web-2", "10.244.0.2", true).await;
+    // Bound Pods stay until their kubelet, which nobody plays here, has ended them.
+    cluster
+        .here::<Pod>()
+        .delete("web-1", &DeleteParams::default())
+        .await
+        .unwrap();
+    let one_ends = lines(["10.244.0.1:9000 -st", "10.244.0.2:9000 rs-"]);
+    eventually("one ends", one_ends, || endpoints(&cluster)).await;
+
+    let now = DeleteParams::default().grace_period(0);
+    cluster.here::<Pod>().delete("web-1", &now).await.unwrap();
+    merge(
+        &cluster.here::<Pod>(),
+        "other",
+        json!({"metadata": {"labels": {"app": "web"}}}),
+    )
+    .await;
+    let other = lines(["10.244.0.2:9000 rs-", "10.244.0.3:9000 rs-"]);
+    eventually("a pod changes sides", other, || endpoints(&cluster)).await;
+
+    let port = json!({"spec": {"ports": [{"port": 80, "targetPort": 8080}]}});
+    merge(&cluster.here::<Service>(), "web", port).await;
+    let moved = lines(["10.244.0.2:8080 rs-", "10.244.0.3:8080 rs-"]);
+    eventually("another target port", moved, || endpoints(&cluster)).await;
+
+    cluster
+        .here::<Service>()
+        .delete("web", &DeleteParams::default())
+        .await
+        .unwrap();
+    eventually("no service, no slices", 0, || async {
+        let of_web = ListParams::default().labels("kubernetes.io/service-name=web");
+        cluster
+            .here::<EndpointSlice>()
+            .list(&of_web)
+            .await
+            .unwrap()
+            .items
+            .len()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_changes_nothing_and_misses_nothing() {
+    let cluster = ControlPlane::start(quick()).await;
+    for node in ["a", "b", "c"] {
+        cluster.add_node(node).await;
+    }
+    add_service(&cluster).await;
+    cluster
+        .add_pod("web-1", "web", "1m", json!({"nodeName": "a"}))
+        .await;
+    cluster.set_pod("web-1", "10.244.0.1", true).await;
+    eventually("endpoints", lines(["10.244.0.1:9000 rs-"]), || {
+        endpoints(&cluster)
+    })
+    .await;
+    eventually("podCIDRs", 3, || async {
+        let mut all = BTreeSet::new();
+        for node in ["a", "b", "c"] {
+            let cidrs = pod_cidrs(&cluster, node).await;
+            if cidrs.len() == 2 {
+                all.insert(cidrs);
+            }
+        }
+        all.len()
+    })
+    .await;
+    let before = pod_cidrs(&cluster, "b").await;
+    let versions = async |cluster: &ControlPlane| {
+        let nodes = cluster
+            .all::<Node>()
+            .list(&ListParams::default())
+            .await
+            .unwrap();
+        let slices = cluster
+            .here::<EndpointSlice>()
+            .list(&ListParams::default())
+            .await
+            .unwrap();
+        let nodes = nodes.into_iter().map(|node| node.resource_version());
+        nodes
+            .chain(slices.into_iter().map(|slice| slice.resource_version()))
+            .collect::<Vec<_>>()
+    };
+    eventually("no taints", 0, || async {
+        let nodes = cluster
+            .all::<Node>()
+            .list(&ListParams::default())
+            .await
+            .unwrap();
+        let taints = |node: Node| {
+            node.spec
+                .and_then(|spec| spec.taints)
+                .unwrap_or_default()
+                .len()
+        };
+        nodes.into_iter().map(taints).sum::<usize>()
+    })
+    .await;
+    let quiet = versions(&cluster).await;
+
+    let cluster = cluster.restart().await;
+    // What comes after the restart shows that the controllers are back, and that they kept what was there.
+    cluster.add_node("d").await;
+    eventually("a new node", 2, || async {
+        pod_cidrs(&cluster, "d").await.len()
+    })
+    .await;
+    assert_eq!(pod_cidrs(&cluster, "b").await, before);
+    cluster
+        .all::<Node>()
+        .delete("d", &DeleteParams::default())
+        .await
+        .unwrap();
+    assert_eq!(versions(&cluster).await, quiet, "nothing was written again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_node_is_marked_and_its_pods_leave_the_endpoints_until_it_speaks_again() {
+    let options = control_plane_controllers::Options {
+        node_monitor_period: Duration::from_millis(200),
+        node_monitor_grace_period: Duration::from_secs(3),
+        ..quick()
+    };
+    let cluster = ControlPlane::start(options).await;
+    cluster.add_node("lively").await;
+    cluster.add_node("silent").await;
+    add_service(&cluster).await;
+    for (pod, node, address) in [
+        ("web-1", "lively", "10.244.0.1"),
+        ("web-2", "silent", "10.244.1.1"),
+    ] {
+        cluster
+            .add_pod(pod, "web", "1m", json!({"nodeName": node}))
+            .await;
+        cluster.set_pod(pod, address, true).await;
+    }
+    let leases: Api<Lease> = Api::namespaced(cluster.client.clone(), "kube-node-lease");
+    create(
+        &leases,
+        json!({"metadata": {"name": "lively"}, "spec": {"holderIdentity": "lively"}}),
+    )
+    .await;
+    let renewing = tokio::spawn(async move {
+        loop {
+            let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(Timestamp::now());
+            merge(&leases, "lively", json!({"spec": {"renewTime": now}})).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    });
+    let state = async |name: &str| {
+        let node = cluster.all::<Node>().get(name).await.unwrap();
+        let conditions = node.status.unwrap().conditions.unwrap_or_default();
+        let ready = conditions
+            .into_iter()
+            .find(|condition| condition.type_ == "Ready");
+        let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+        let mut taints: Vec<_> = taints
+            .into_iter()
+            .map(|t| format!("{}:{}", t.key, t.effect))
+            .collect();
+        taints.sort();
+        (ready.map(|ready| ready.status).unwrap_or_default(), taints)
+    };
+    let all = lines(["10.244.0.1:9000 rs-", "10.244.1.1:9000 rs-"]);
+    eventually("all serve", all.clone(), || endpoints(&cluster)).await;
+    let unreachable = lines([
+        "node.kubernetes.io/unreachable:NoExecute",
+        "node.kubernetes.io/unreachable:NoSchedule",
+    ]);
+    eventually("marked", ("Unknown".to_owned(), unreachable), || {
+        state("silent")
+    })
+    .await;
+    let one = lines(["10.244.0.1:9000 rs-", "10.244.1.1:9000 ---"]);
+    eventually("out of service", one, || endpoints(&cluster)).await;
+    assert_eq!(state("lively").await, ("True".to_owned(), vec![]));
+
+    cluster.set_node_ready("silent").await;
+    cluster.set_pod("web-2", "10.244.1.1", true).await;
+    eventually("back", ("True".to_owned(), vec![]), || state("silent")).await;
+    eventually("all serve again", all, || endpoints(&cluster)).await;
+    renewing.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_of_a_node_that_is_gone_are_removed_and_no_others() {
+    let cluster = ControlPlane::start(quick()).await;
+    cluster.add_node("stays").await;
+    cluster.add_node("goes").await;
+    for (pod, node) in [("kept", "stays"), ("lost", "goes"), ("never", "nowhere")] {
+        cluster
+            .add_pod(pod, "p", "1m", json!({"nodeName": node}))
+            .await;
+    }
+    cluster
+        .all::<Node>()
+        .delete("goes", &DeleteParams::default())
+        .await
+        .unwrap();
+    eventually("pods", lines(["kept"]), || async {
+        let pods = cluster
+            .here::<Pod>()
+            .list(&ListParams::default())
+            .await
+            .unwrap();
+        pods.into_iter()
+            .map(|pod| pod.name_any())
+            .collect::<Vec<_>>()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_namespace_loses_its_content_and_then_itself() {
+    let cluster = ControlPlane::start(quick()).await;
+    let namespaces = cluster.all::<Namespace>();
+    for name in ["doomed", "neighbour"] {
+        create(&namespaces, json!({"metadata": {"name": name}})).await;
+        let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), name);
+        for number in 0..3 {
+            create(
+                &maps,
+                json!({"metadata": {"name": format!("m-{number}")}, "data": {}}),
+            )
+            .await;
+        }
+    }
+    namespaces
+        .delete("doomed", &DeleteParams::default())
+        .await
+        .unwrap();
+    let names = || async {
+        let all = namespaces.list(&ListParams::default()).await.unwrap();
+        all.into_iter()
+            .map(|namespace| namespace.name_any())
+            .collect::<Vec<_>>()
+    };
+    let left = lines([
+        "default",
+        "kube-node-lease",
+        "kube-public",
+        "kube-system",
+        "neighbour",
+    ]);
+    eventually("namespaces", left, names).await;
+    let maps: Api<ConfigMap> = Api::all(cluster.client.clone());
+    let maps = maps.list(&ListParams::default()).await.unwrap();
+    let of = |namespace: &str| {
+        maps.iter()
+            .filter(|map| map.namespace().as_deref() == Some(namespace))
+            .count()
+    };
+    assert_eq!((of("doomed"), of("neighbour")), (0, 3));
+}
