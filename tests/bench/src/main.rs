@@ -34,7 +34,13 @@ enum Bench {
     /// Services against plain routing, the overlay against the kernel's vxlan: under three minutes.
     Smoke(Options),
     /// What each of our programs takes of a packet's CPU.
-    Profile(Options),
+    Profile {
+        #[command(flatten)]
+        options: Options,
+        /// Only this way.
+        #[arg(long, value_name = "WAY")]
+        only: Option<String>,
+    },
     /// The backend pod's server; started by the benches.
     #[command(hide = true)]
     Serve {
@@ -60,7 +66,7 @@ pub struct Options {
 fn main() -> Result<()> {
     match Cli::parse().bench {
         Bench::Smoke(options) => smoke::run(&options),
-        Bench::Profile(options) => profile::run(&options),
+        Bench::Profile { options, only } => profile::run(&options, only.as_deref()),
         Bench::Serve { addresses } => server::serve(&addresses),
     }
 }

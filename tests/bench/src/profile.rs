@@ -22,7 +22,7 @@ const PACKETS: u32 = 1000;
 const PACKET: &str = "packet";
 
 /// Runs the bench, prints its table and writes its rows.
-pub fn run(options: &Options) -> Result<()> {
+pub fn run(options: &Options, only: Option<&str>) -> Result<()> {
     bpf::require_jit()?;
     smoke::prepare(options)?;
     let cells = Cells::new()?;
@@ -30,7 +30,8 @@ pub fn run(options: &Options) -> Result<()> {
     let mut rows = Vec::new();
     let mut sizes = BTreeMap::new();
     for session in [cells.other_node(), cells.same_node(), cells.ipv6()] {
-        for way in &session.ways {
+        let wanted = |way: &&Way<'_>| only.is_none_or(|name| way.name == name);
+        for way in session.ways.iter().filter(wanted) {
             rows.extend(
                 profile(way, rounds, &mut sizes)
                     .with_context(|| format!("profile {}", way.name))?,
