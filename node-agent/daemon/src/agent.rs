@@ -27,7 +27,7 @@ use crate::own_node::{Assigned, OwnNode};
 use crate::pods::Pods;
 use crate::readiness::Readiness;
 use crate::streams::Streams;
-use crate::{client, collect, host, http, pods, scrape};
+use crate::{client, collect, events, host, http, pods, scrape};
 
 /// The source of what the agent finds on its own machine.
 const HOST_SOURCE: &str = "this host";
@@ -88,9 +88,18 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
         overlay: overlay.clone(),
         prefixes: prefixes.clone(),
         own_node: own_node.clone(),
+        pod_cidrs: assigned.pod_cidrs.clone(),
         ignored: BTreeMap::new(),
     };
-    spawn(&mut tasks, "watch streams", streams.run(client));
+    tasks.spawn({
+        let client = client.clone();
+        async move { ("watch streams", streams.run(client).await) }
+    });
+    spawn(
+        &mut tasks,
+        "events",
+        events::run(client, flags.node_name.clone(), handle.clone()),
+    );
     spawn(
         &mut tasks,
         "node publisher",

@@ -205,7 +205,7 @@ impl Prefixes {
                         error = &error as &dyn std::error::Error,
                         "the host's routes could not be set"
                     );
-                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    tokio::time::sleep(Duration::from_millis(200)).await;
                 }
             }
         }

@@ -4,6 +4,7 @@
 mod agent;
 mod client;
 mod collect;
+mod events;
 mod flags;
 mod host;
 mod http;

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::{bail, ensure};
+use ipnetwork::IpNetwork;
 use kube::Client;
 use node_agent_model::{Change, ChangeId, Node};
 use node_agent_overlay::{NotAPeer, Overlay};
-use node_agent_reconcile::{ApplyError, Handle};
+use node_agent_reconcile::Handle;
 use node_agent_reflect::{Message, Reflected};
 use tokio::sync::mpsc;
 use tracing::info;
@@ -20,45 +22,57 @@ pub struct Streams {
     pub overlay: Overlay,
     pub prefixes: Prefixes,
     pub own_node: OwnNode,
+    /// The podCIDRs that this node was wired with.
+    pub pod_cidrs: Vec<IpNetwork>,
     /// Why a node is no peer, as it was last logged.
     pub ignored: BTreeMap<String, String>,
 }
 
 impl Streams {
-    /// Runs until the reconciler is gone.
-    pub async fn run(mut self, client: Client) {
+    /// Runs for ever.
+    ///
+    /// # Errors
+    ///
+    /// When the reconciler is gone, or this node got other podCIDRs.
+    pub async fn run(mut self, client: Client) -> anyhow::Result<()> {
         let (sender, mut messages) = mpsc::channel(1024);
-        let streams = tokio::spawn(node_agent_reflect::run(client, sender));
-        while let Some(message) = messages.recv().await {
-            if self.take(message).await.is_err() {
-                break;
+        let streams = node_agent_reflect::run(client, sender);
+        let taking = async {
+            while let Some(message) = messages.recv().await {
+                self.take(message).await?;
             }
+            Ok(())
+        };
+        tokio::select! {
+            result = taking => result,
+            () = streams => bail!("the watch streams ended"),
         }
-        streams.abort();
     }
 
-    async fn take(&mut self, message: Message) -> Result<(), ApplyError> {
+    async fn take(&mut self, message: Message) -> anyhow::Result<()> {
         match message {
-            Message::Synced(source) => self.handle.synced(source.label()).await,
+            Message::Synced(source) => self.handle.synced(source.label()).await?,
             Message::Object {
                 reflected: Reflected::Change(change),
                 id,
-            } => self.handle.change(change, id).await,
+            } => self.handle.change(change, id).await?,
             Message::Object {
                 reflected: Reflected::Node { name, node },
                 id,
-            } => self.node(name, node, id).await,
+            } => self.node(name, node, id).await?,
         }
+        Ok(())
     }
 
-    async fn node(
-        &mut self,
-        name: String,
-        node: Option<Node>,
-        id: ChangeId,
-    ) -> Result<(), ApplyError> {
+    async fn node(&mut self, name: String, node: Option<Node>, id: ChangeId) -> anyhow::Result<()> {
         if name == self.overlay.options().node_name {
             self.own_node.changed();
+            let now = node.map(|node| node.pod_cidrs).unwrap_or_default();
+            ensure!(
+                now.is_empty() || now == self.pod_cidrs,
+                "this node's podCIDRs are now {now:?}, its pods are wired with {:?}: the agent must start again",
+                self.pod_cidrs
+            );
             return Ok(());
         }
         let peer = match node.as_ref().map(|node| self.overlay.peer(node)) {
@@ -77,7 +91,8 @@ impl Streams {
         };
         self.prefixes
             .set(&name, peer.as_ref().map(|peer| peer.prefixes.as_slice()));
-        self.handle.change(Change::Peer(name, peer), id).await
+        self.handle.change(Change::Peer(name, peer), id).await?;
+        Ok(())
     }
 
     fn log_once(&mut self, name: &str, reason: &NotAPeer) {

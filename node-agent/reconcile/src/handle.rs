@@ -75,6 +75,11 @@ impl Handle {
         self.status.borrow().clone()
     }
 
+    /// Follows what the loop reports; does not keep it running.
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
     /// Waits until the maps hold everything for the first time.
     ///
     /// # Errors
