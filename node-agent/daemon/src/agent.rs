@@ -139,12 +139,7 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
         });
     }
     readiness.started();
-    match tasks.join_next().await {
-        Some(Ok((part, Err(error)))) => Err(error.context(format!("the {part} failed"))),
-        Some(Ok((part, Ok(())))) => bail!("the {part} ended"),
-        Some(Err(error)) => Err(anyhow!(error).context("a part panicked")),
-        None => bail!("nothing is left to run"),
-    }
+    first_to_end(tasks).await
 }
 
 type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
@@ -154,6 +149,16 @@ fn spawn(tasks: &mut Tasks, part: &'static str, work: impl Future<Output = ()> +
         work.await;
         (part, Ok(()))
     });
+}
+
+/// None of the parts may end: the agent ends with the first, and is started again.
+async fn first_to_end(mut tasks: Tasks) -> anyhow::Result<()> {
+    match tasks.join_next().await {
+        Some(Ok((part, Err(error)))) => Err(error.context(format!("the {part} failed"))),
+        Some(Ok((part, Ok(())))) => bail!("the {part} ended"),
+        Some(Err(error)) => Err(anyhow!(error).context("a part panicked")),
+        None => bail!("nothing is left to run"),
+    }
 }
 
 /// Loading makes the kernel verify the programs, which blocks for a while.
