@@ -254,8 +254,6 @@ impl Desired {
             .into_iter()
             .map(|index| addresses[index])
             .collect();
-        // The same address may stand in two slices while it moves from one to the other.
-        set.draining.retain(|addr| !set.chosen.contains(addr));
     }
 
     fn change_slice(&mut self, name: ObjectName, slice: Option<EndpointSlice>) -> bool {
