@@ -261,7 +261,7 @@ impl<H: Fn(&Record) -> Health> Observed<'_, H> {
         };
         let mut conditions: Vec<PodCondition> = known
             .iter()
-            .filter(|condition| !OWN.contains(&condition.type_.as_str()))
+            .filter(|condition| !is_own(condition))
             .cloned()
             .collect();
         if !conditions
@@ -305,6 +305,11 @@ impl<H: Fn(&Record) -> Health> Observed<'_, H> {
             ..PodCondition::default()
         }
     }
+}
+
+/// Whether the kubelet writes this condition.
+pub(crate) fn is_own(condition: &PodCondition) -> bool {
+    OWN.contains(&condition.type_.as_str())
 }
 
 fn is_true(status: &PodStatus, type_: &str) -> bool {

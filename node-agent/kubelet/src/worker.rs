@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use serde_json::Value;
 use tokio::{
     sync::{Notify, watch},
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tracing::{debug, info, warn};
 
@@ -31,7 +31,7 @@ use crate::{
     probe::{Prober, Probes},
     runtime::{PodRef, Record, Runtime},
     sandbox::Wired,
-    status::{Observed, Waiting},
+    status::{self, Observed, Waiting},
     stop::{Stopper, Stopping},
     volumes::Volumes,
 };
@@ -40,6 +40,10 @@ use crate::{
 const LOOK_ANYWAY: Duration = Duration::from_secs(20);
 /// Grace for the containers of a pod that the API server no longer has.
 const GRACE_OF_GONE: Duration = Duration::from_secs(1);
+/// How long the API server may take for a status.
+const REPORT_LIMIT: Duration = Duration::from_secs(10);
+/// When a status that could not be reported is tried again.
+const REPORT_AGAIN: Duration = Duration::from_secs(3);
 /// Steps after which a worker rests, should a plan ever not come to its end.
 const ROUNDS: usize = 32;
 
@@ -78,6 +82,8 @@ pub(crate) struct Worker {
     pub(crate) waiting: HashMap<String, Waiting>,
     /// The status as the API server has it from us.
     reported: Option<Value>,
+    /// The last try to report has failed.
+    unreported: bool,
     failures: u32,
 }
 
@@ -108,6 +114,7 @@ impl Worker {
             failed_at: HashMap::new(),
             waiting: HashMap::new(),
             reported: None,
+            unreported: false,
             failures: 0,
         }
     }
@@ -151,6 +158,11 @@ impl Worker {
                     wait
                 }
             };
+            let wait = if self.unreported {
+                wait.min(REPORT_AGAIN)
+            } else {
+                wait
+            };
             tokio::select! {
                 changed = self.desired.changed() => {
                     if changed.is_err() {
@@ -187,10 +199,10 @@ impl Worker {
                     Done::Nothing => {}
                     Done::Later(wait) => next = next.min(wait),
                 }
-                self.report(pod, &self.view().await?, false).await?;
+                self.report(pod, &self.view().await?, false).await;
             }
             if !progressed {
-                self.report(pod, &view, false).await?;
+                self.report(pod, &view, false).await;
                 break;
             }
         }
@@ -200,7 +212,7 @@ impl Worker {
     async fn step(&mut self, pod: &Arc<Pod>, view: &View, step: Step) -> anyhow::Result<Done> {
         match step {
             Step::NewSandbox { attempt, remove } => {
-                self.report(pod, view, false).await?;
+                self.report(pod, view, false).await;
                 self.new_sandbox(pod, attempt, &remove)
                     .await
                     .map(|()| Done::Progress)
@@ -242,7 +254,7 @@ impl Worker {
             return Ok(Done::Nothing);
         }
         self.waiting.clear();
-        self.report(pod, view, false).await?;
+        self.report(pod, view, false).await;
         if view.sandbox.is_some() || !self.shared.wiring.ipam.addresses(&self.pod.uid).is_empty() {
             self.remove_sandboxes(view).await?;
         }
@@ -270,7 +282,7 @@ impl Worker {
             .await?;
         self.waiting.clear();
         if let Some(pod) = present {
-            self.report(pod, &view, running.is_empty()).await?;
+            self.report(pod, &view, running.is_empty()).await;
         }
         if !running.is_empty() {
             return Ok(Next::In(deadline.unwrap_or(LOOK_ANYWAY).min(LOOK_ANYWAY)));
@@ -365,8 +377,83 @@ impl Worker {
         self.shared.wiring.ipam.addresses(&self.pod.uid)
     }
 
-    /// Tells the API server the pod's status if it does not know it yet.
-    async fn report(&mut self, pod: &Pod, view: &View, ended: bool) -> anyhow::Result<()> {
+    /// Tells the API server the pod's status if it does not know it yet. A server that does not answer keeps no
+    /// container from being started or stopped: the status is told again at the next look.
+    async fn report(&mut self, pod: &Pod, view: &View, ended: bool) {
+        let status = match serde_json::to_value(self.status(pod, view, ended)) {
+            Ok(status) => status,
+            Err(error) => {
+                return warn!(pod = self.pod.name, %error, "the status cannot be written as JSON");
+            }
+        };
+        let known = match &self.reported {
+            Some(reported) => reported.clone(),
+            None => serde_json::to_value(&pod.status).unwrap_or(Value::Null),
+        };
+        if same(&status, &known) {
+            return;
+        }
+        let patch = with_removals(status.clone(), &known);
+        let request = timeout(
+            REPORT_LIMIT,
+            self.shared.objects.patch_status(&self.pod, &patch),
+        );
+        self.unreported = true;
+        match request.await {
+            Ok(Ok(known)) => {
+                if known {
+                    metrics::count(&self.shared.metrics.status_patches);
+                    debug!(pod = self.pod.name, uid = self.pod.uid, phase = %patch["phase"], "status reported");
+                }
+                self.reported = Some(status);
+                self.unreported = false;
+            }
+            Ok(Err(error)) => {
+                warn!(
+                    pod = self.pod.name,
+                    uid = self.pod.uid,
+                    error = crate::chain(&error),
+                    "status not reported"
+                );
+            }
+            Err(_) => warn!(
+                pod = self.pod.name,
+                uid = self.pod.uid,
+                "status not reported: no answer"
+            ),
+        }
+    }
+
+    /// The pod with the status that was reported last, which its watch may not have brought back yet: otherwise a
+    /// condition would seem to change again and again.
+    fn with_reported(&self, pod: &Pod) -> Pod {
+        let mut pod = pod.clone();
+        if let Some(reported) = self
+            .reported
+            .clone()
+            .and_then(|status| serde_json::from_value::<PodStatus>(status).ok())
+        {
+            let status = pod.status.get_or_insert_default();
+            let others = status.conditions.take().unwrap_or_default();
+            let others = others
+                .into_iter()
+                .filter(|condition| !status::is_own(condition));
+            let own = reported
+                .conditions
+                .unwrap_or_default()
+                .into_iter()
+                .filter(status::is_own);
+            status.conditions = Some(others.chain(own).collect());
+            status.start_time = reported.start_time;
+            if !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+                status.phase = reported.phase;
+            }
+        }
+        pod
+    }
+
+    fn status(&self, pod: &Pod, view: &View, ended: bool) -> PodStatus {
+        let pod = &self.with_reported(pod);
         let addresses = self.addresses(pod);
         let wired = self.wired.as_ref().map(|wired| wired.sandbox_id.as_str());
         let network_ready = match &view.sandbox {
@@ -388,21 +475,7 @@ impl Worker {
             ended,
             now: Timestamp::now(),
         };
-        let status = serde_json::to_value(observed.status()).context("write the status as JSON")?;
-        let known = match &self.reported {
-            Some(reported) => reported.clone(),
-            None => known_status(pod)?,
-        };
-        if same(&status, &known) {
-            return Ok(());
-        }
-        let patch = with_removals(status.clone(), &known);
-        if self.shared.objects.patch_status(&self.pod, &patch).await? {
-            metrics::count(&self.shared.metrics.status_patches);
-            debug!(pod = self.pod.name, uid = self.pod.uid, phase = %patch["phase"], "status reported");
-        }
-        self.reported = Some(status);
-        Ok(())
+        observed.status()
     }
 }
 
@@ -457,11 +530,6 @@ fn remaining_grace(pod: &Pod) -> Duration {
     // The API server's clock may be ahead; never wait longer than was given.
     let most = given.map_or_else(|| grace_of_spec(pod), Duration::from_secs);
     Duration::try_from(left).unwrap_or(Duration::ZERO).min(most)
-}
-
-fn known_status(pod: &Pod) -> anyhow::Result<Value> {
-    serde_json::to_value(pod.status.clone().unwrap_or_default())
-        .context("write the known status as JSON")
 }
 
 /// Whether the API server knows all of `status` already; what others wrote beside it does not count.

@@ -1,0 +1,551 @@
+//! A node for tests: a network namespace with a real dockerd, a real API server and the kubelet, all removed on drop.
+//!
+//! In place of the dataplane stands the kernel's own routing: the hook routes each pod's address to its link.
+
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::{IpAddr, TcpStream},
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client, Config,
+    api::{DeleteParams, ListParams, PostParams},
+};
+use nix::{
+    mount::{MntFlags, umount2},
+    sched::{CloneFlags, setns, unshare},
+    sys::signal::{Signal, kill},
+    unistd::{Pid, Uid},
+};
+use node_agent_host::{HostDeviceSpec, Ipam, Network, PodCidr};
+use node_agent_kubelet::{Kubelet, KubeletConfig, PodHook, PodNetwork, PodWiring};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+pub const NODE: &str = "node-1";
+const SERVER: &str = "127.0.0.1:6443";
+const BINARY: &str = "FAIRLEAD_CONTROL_PLANE";
+
+/// The machinery of one node; the kubelet is started by [`TestNode::start_kubelet`].
+pub struct TestNode {
+    directory: tempfile::TempDir,
+    dockerd: Child,
+    server: Child,
+    pub client: Client,
+    pub ipam: Arc<Ipam>,
+    pub network: Network,
+    pub calls: Calls,
+    kubelet: Option<(Kubelet, Vec<JoinHandle<()>>)>,
+}
+
+/// What the kubelet has told its hook: `wired NAME`, `unwired NAME`.
+pub type Calls = Arc<Mutex<Vec<String>>>;
+
+/// Runs `test` on a thread in a namespace of its own, or says why it cannot.
+pub fn on_a_node(test: impl AsyncFnOnce(&mut TestNode) + Send) {
+    if !Uid::effective().is_root() {
+        return eprintln!("skipped: making network namespaces and running dockerd need root");
+    }
+    if Command::new("dockerd").arg("--version").output().is_err() {
+        return eprintln!("skipped: there is no dockerd; `cargo xtask setup` installs it");
+    }
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .try_init();
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let mut node = TestNode::new().await;
+                test(&mut node).await;
+                node.stop_kubelet().await;
+            });
+        });
+        inside
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
+impl TestNode {
+    async fn new() -> Self {
+        ip("link set lo up");
+        let directory = tempfile::tempdir().unwrap();
+        let dockerd = start_dockerd(directory.path());
+        let server = start_server(directory.path());
+        let mut node = Self {
+            client: client(),
+            ipam: Arc::new(Ipam::open(&directory.path().join("ipam"), cidrs()).unwrap()),
+            network: Network::connect().unwrap(),
+            calls: Calls::default(),
+            kubelet: None,
+            directory,
+            dockerd,
+            server,
+        };
+        node.wait_until("dockerd answers", Duration::from_secs(60), async |node| {
+            node.docker(&["version"]).is_ok()
+        })
+        .await;
+        node.import_images();
+        let gateways = cidrs().iter().map(PodCidr::gateway).collect();
+        node.network
+            .ensure_host_device(&HostDeviceSpec {
+                mtu: 1450,
+                gateways,
+            })
+            .await
+            .unwrap();
+        node.wait_for_server().await;
+        node
+    }
+
+    pub fn stop_server(&mut self) {
+        stop(&mut self.server);
+    }
+
+    /// Starts the API server again on the same data.
+    pub async fn start_server(&mut self) {
+        self.server = start_server(self.directory.path());
+        self.wait_for_server().await;
+    }
+
+    async fn wait_for_server(&mut self) {
+        self.wait_until(
+            "the API server answers",
+            Duration::from_secs(60),
+            async |node| node.pods().list(&ListParams::default()).await.is_ok(),
+        )
+        .await;
+    }
+
+    /// Starts a kubelet as an agent would, beside whatever an earlier one has left.
+    pub async fn start_kubelet(&mut self) -> Kubelet {
+        let config = KubeletConfig {
+            node_name: NODE.to_owned(),
+            node_ips: vec!["127.0.0.1".parse().unwrap()],
+            docker_socket: self.path("docker.sock"),
+            pause_image: "fairlead/pause:latest".to_owned(),
+            state_dir: self.path("state"),
+        };
+        let kubelet = Kubelet::connect(config, self.client.clone()).await.unwrap();
+        kubelet.register_node().await.unwrap();
+        let wiring = PodWiring {
+            network: self.network.clone(),
+            ipam: self.ipam.clone(),
+            mtu: 1450,
+            hook: Arc::new(KernelRoutes {
+                calls: self.calls.clone(),
+            }),
+        };
+        let heartbeats = tokio::spawn({
+            let kubelet = kubelet.clone();
+            async move {
+                kubelet.run_heartbeats().await;
+            }
+        });
+        let pods = tokio::spawn({
+            let kubelet = kubelet.clone();
+            async move {
+                let error = kubelet.run_pods(wiring).await.unwrap_err();
+                panic!("the kubelet has stopped: {error:#}");
+            }
+        });
+        self.kubelet = Some((kubelet.clone(), vec![heartbeats, pods]));
+        kubelet
+    }
+
+    /// Stops the kubelet at once, as a kill would.
+    pub async fn stop_kubelet(&mut self) {
+        for task in self.kubelet.take().into_iter().flat_map(|(_, tasks)| tasks) {
+            task.abort();
+            match task.await {
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                _ => {}
+            }
+        }
+    }
+
+    pub fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), "default")
+    }
+
+    /// Makes a pod on this node from the `spec` of its manifest.
+    pub async fn create_pod(&self, name: &str, mut spec: Value) -> Pod {
+        spec["nodeName"] = json!(NODE);
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": name, "namespace": "default", "labels": { "app": name } },
+            "spec": spec,
+        });
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        self.pods()
+            .create(&PostParams::default(), &pod)
+            .await
+            .unwrap()
+    }
+
+    pub async fn delete_pod(&self, name: &str, grace: u32) {
+        let parameters = DeleteParams {
+            grace_period_seconds: Some(grace),
+            ..DeleteParams::default()
+        };
+        self.pods().delete(name, &parameters).await.unwrap();
+    }
+
+    /// The pod's status as JSON; null for a pod that is gone.
+    pub async fn status(&self, name: &str) -> Value {
+        let pod = self.pods().get_opt(name).await.unwrap();
+        serde_json::to_value(pod.and_then(|pod| pod.status)).unwrap()
+    }
+
+    /// Waits until the status of a pod is as wanted; fails with the last status otherwise.
+    pub async fn wait_for(
+        &self,
+        name: &str,
+        what: &str,
+        seconds: u64,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
+        let end = Instant::now() + Duration::from_secs(seconds);
+        loop {
+            let status = self.status(name).await;
+            if wanted(&status) {
+                return status;
+            }
+            assert!(
+                Instant::now() < end,
+                "pod {name}: not {what} within {seconds} s: {status:#}\n{}",
+                self.docker(&["ps", "-a"]).unwrap_or_default()
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    pub async fn wait_gone(&self, name: &str, seconds: u64) {
+        self.wait_for(name, "gone", seconds, |status| status.is_null())
+            .await;
+    }
+
+    pub async fn wait_ready(&self, name: &str) -> Value {
+        self.wait_for(name, "ready", 60, |status| {
+            condition(status, "Ready") == "True"
+        })
+        .await
+    }
+
+    pub async fn wait_until(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut holds: impl AsyncFnMut(&Self) -> bool,
+    ) {
+        let end = Instant::now() + limit;
+        while !holds(self).await {
+            assert!(
+                Instant::now() < end,
+                "not within {} s: {what}\n{}",
+                limit.as_secs(),
+                self.logs()
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Runs the docker client against this node's daemon.
+    pub fn docker(&self, arguments: &[&str]) -> Result<String, String> {
+        let socket = format!("unix://{}", self.path("docker.sock").display());
+        let output = Command::new("docker")
+            .args(["-H", &socket])
+            .args(arguments)
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
+        if output.status.success() {
+            Ok(text(&output.stdout))
+        } else {
+            Err(text(&output.stderr))
+        }
+    }
+
+    /// The ids of the pod's containers, its sandbox included.
+    pub fn containers(&self, pod: &Pod) -> Vec<String> {
+        let filter = format!(
+            "label=io.kubernetes.pod.uid={}",
+            pod.metadata.uid.as_deref().unwrap()
+        );
+        let ids = self
+            .docker(&["ps", "-aq", "--no-trunc", "--filter", &filter])
+            .unwrap();
+        let mut ids: Vec<String> = ids.lines().map(str::to_owned).collect();
+        ids.sort();
+        ids
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn import_images(&self) {
+        let root = self.path("image");
+        let bin = root.join("bin");
+        fs::create_dir_all(&bin).unwrap();
+        for directory in ["tmp", "etc", "proc", "sys", "dev"] {
+            fs::create_dir_all(root.join(directory)).unwrap();
+        }
+        fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
+        for applet in [
+            "sh", "sleep", "cat", "echo", "httpd", "ip", "wget", "env", "touch", "rm", "hostname",
+            "date",
+        ] {
+            std::os::unix::fs::symlink("busybox", bin.join(applet)).unwrap();
+        }
+        let archive = self.path("image.tar");
+        let made = Command::new("tar")
+            .arg("-C")
+            .arg(&root)
+            .arg("-cf")
+            .arg(&archive)
+            .arg(".")
+            .status()
+            .unwrap();
+        assert!(made.success());
+        let archive = archive.display().to_string();
+        for (image, change) in [
+            ("fairlead/pause:latest", r#"CMD ["/bin/sleep", "1000000"]"#),
+            ("busybox:1", "ENV PATH=/bin"),
+        ] {
+            self.docker(&["import", "-c", change, &archive, image])
+                .unwrap();
+        }
+    }
+
+    fn logs(&self) -> String {
+        ["dockerd.log", "server.log"]
+            .map(|name| {
+                let text = fs::read_to_string(self.path(name)).unwrap_or_default();
+                let lines: Vec<&str> = text.lines().rev().take(15).collect();
+                format!(
+                    "{name}:\n{}\n",
+                    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+                )
+            })
+            .concat()
+    }
+}
+
+impl Drop for TestNode {
+    fn drop(&mut self) {
+        if let Some((_, tasks)) = self.kubelet.take() {
+            tasks.iter().for_each(JoinHandle::abort);
+        }
+        if let Ok(ids) = self.docker(&["ps", "-aq"]) {
+            let ids: Vec<&str> = ids.lines().collect();
+            if !ids.is_empty() {
+                let _ = self.docker(&[&["rm", "-f"], ids.as_slice()].concat());
+            }
+        }
+        for child in [&mut self.server, &mut self.dockerd] {
+            stop(child);
+        }
+        // What dockerd leaves mounted would keep the directory from being removed.
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        for point in points.filter(|point| Path::new(point).starts_with(self.directory.path())) {
+            let _ = umount2(point, MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+/// Routes pods by the kernel, in place of the dataplane.
+struct KernelRoutes {
+    calls: Calls,
+}
+
+#[async_trait]
+impl PodHook for KernelRoutes {
+    async fn pod_wired(&self, pod: &PodNetwork) -> anyhow::Result<()> {
+        for address in &pod.ips {
+            ip(&format!(
+                "neigh replace {address} lladdr {} dev {}",
+                pod.pod_mac, pod.ifname
+            ));
+            ip(&format!("route replace {address} dev {}", pod.ifname));
+        }
+        // That no container runs yet is the promise that is kept to the dataplane.
+        self.calls
+            .lock()
+            .unwrap()
+            .push(format!("wired {}", pod.name));
+        Ok(())
+    }
+
+    async fn pod_unwired(&self, pod: &PodNetwork) -> anyhow::Result<()> {
+        self.calls
+            .lock()
+            .unwrap()
+            .push(format!("unwired {}", pod.name));
+        Ok(())
+    }
+}
+
+/// The status of a condition; empty if there is none.
+pub fn condition<'a>(status: &'a Value, type_: &str) -> &'a str {
+    let conditions = status["conditions"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let found = conditions
+        .iter()
+        .find(|condition| condition["type"] == type_);
+    found
+        .and_then(|condition| condition["status"].as_str())
+        .unwrap_or_default()
+}
+
+pub fn cidrs() -> Vec<PodCidr> {
+    ["10.244.1.0/24", "fd00:10:244:1::/64"]
+        .map(|text| PodCidr::new(text.parse().unwrap()).unwrap())
+        .into()
+}
+
+/// A GET from the node: the body of the answer, or why there is none.
+pub fn get(address: IpAddr, port: u16) -> Result<String, String> {
+    let exchange = || -> std::io::Result<String> {
+        let limit = Duration::from_secs(3);
+        let mut stream = TcpStream::connect_timeout(&(address, port).into(), limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = exchange().map_err(|error| error.to_string())?;
+    match answer.split_once("\r\n\r\n") {
+        Some((head, body)) if head.contains(" 200 ") => Ok(body.trim().to_owned()),
+        _ => Err(answer),
+    }
+}
+
+pub fn ip(arguments: &str) -> String {
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs `work` on a thread in the network namespace at `path`.
+pub fn in_netns<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> T {
+    let target = File::open(path).unwrap();
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            setns(target.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        });
+        inside
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn client() -> Client {
+    let config = Config::new(format!("http://{SERVER}").parse().unwrap());
+    Client::try_from(config).unwrap()
+}
+
+fn start_dockerd(directory: &Path) -> Child {
+    let log = File::create(directory.join("dockerd.log")).unwrap();
+    let at = |name: &str| directory.join(name).display().to_string();
+    Command::new("dockerd")
+        .args([
+            "--bridge=none",
+            "--iptables=false",
+            "--ip6tables=false",
+            "--ip-forward=false",
+            "--ip-masq=false",
+        ])
+        .args([
+            "-H",
+            &format!("unix://{}", at("docker.sock")),
+            "--data-root",
+            &at("data"),
+            "--exec-root",
+            &at("exec"),
+        ])
+        .args(["--pidfile", &at("docker.pid")])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+/// The API server: the control plane's binary, beside this test's, built if need be.
+fn start_server(directory: &Path) -> Child {
+    let log = File::create(directory.join("server.log")).unwrap();
+    Command::new(server_binary())
+        .args(["--role", "apiserver", "--listen", SERVER, "--data-dir"])
+        .arg(directory.join("control-plane"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+fn server_binary() -> PathBuf {
+    if let Ok(path) = std::env::var(BINARY) {
+        return path.into();
+    }
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let built = Command::new(cargo)
+        .args(["build", "--quiet", "--package", "control-plane-daemon"])
+        .status()
+        .unwrap();
+    assert!(
+        built.success(),
+        "control-plane-daemon does not build; {BINARY} can name a binary"
+    );
+    let own = std::env::current_exe().unwrap();
+    own.ancestors()
+        .nth(2)
+        .unwrap()
+        .join("fairlead-control-plane")
+}
+
+fn stop(child: &mut Child) {
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    let _ = kill(pid, Signal::SIGTERM);
+    let end = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < end {
+        if child.try_wait().is_ok_and(|status| status.is_some()) {
+            return;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
