@@ -107,7 +107,9 @@ pub fn run(options: &Options) -> Result<()> {
         .start(&progress, &kubectl)
         .and_then(|()| cluster.prove(&progress, &kubectl, options, apply.as_deref()));
     if let Err(error) = outcome {
-        cluster.show_logs();
+        if !progress.interrupted() {
+            cluster.show_logs();
+        }
         if let Err(second) = cluster.remove(&progress) {
             eprintln!("error: {second:#}; cargo xtask down tries again");
         }
@@ -121,7 +123,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     if !options.once {
         progress.note("\nThe cluster stays up until Ctrl-C.");
-        progress.wait_for_signal()?;
+        progress.wait_for_signal();
         progress.note("");
     }
     cluster.remove(&progress)
@@ -150,7 +152,7 @@ impl Cluster {
     fn start(&mut self, progress: &Progress, kubectl: &Kubectl) -> Result<()> {
         let count = self.state.nodes;
         progress.step("underlay: bridge and cables", || {
-            images::make_folder()?;
+            place::make_folders()?;
             self.state.save()?;
             node::make_run_folder()?;
             underlay::make(count)

@@ -1,6 +1,5 @@
 //! The two images of the example, made here: no registry is asked.
 
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -81,12 +80,4 @@ fn docker(place: &Place) -> Run {
 
 fn layer() -> PathBuf {
     place::folder().join("hello.tar")
-}
-
-/// The folder of the example's files must exist before anything is built into it.
-pub fn make_folder() -> Result<()> {
-    for folder in [place::folder(), place::logs()] {
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    }
-    Ok(())
 }

@@ -5,6 +5,7 @@
 //! mounts below /run/fairlead/up, files below target/up.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -124,6 +125,17 @@ pub fn folder() -> PathBuf {
 
 pub fn logs() -> PathBuf {
     folder().join("logs")
+}
+
+/// Makes the folders on disk, without the logs of the cluster before.
+pub fn make_folders() -> Result<()> {
+    match fs::remove_dir_all(logs()) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove {}", logs().display()));
+        }
+        _ => {}
+    }
+    fs::create_dir_all(logs()).with_context(|| format!("cannot make {}", logs().display()))
 }
 
 pub fn kubeconfig() -> PathBuf {

@@ -1,20 +1,21 @@
 //! One line per step: how far it is while it runs, then how long it took; and Ctrl-C at any point.
 
+use std::cell::{Cell, RefCell};
 use std::io::{IsTerminal, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 /// Prints the steps and hears the signals that end the cluster.
 #[derive(Debug)]
 pub struct Progress {
     start: Instant,
     live: bool,
-    signals: SignalFd,
-    wanted: SigSet,
+    signals: RefCell<Signals>,
+    interrupted: Cell<bool>,
 }
 
 /// How far a wait has come.
@@ -26,21 +27,17 @@ pub enum Wait<T> {
 }
 
 impl Progress {
-    /// From here on Ctrl-C no longer ends this process by itself: the steps notice it.
-    /// Programs started meanwhile do not inherit this, since std resets their signal mask.
+    /// From here on Ctrl-C no longer ends this process by itself: the steps notice it. Programs
+    /// that a step runs still end by it, since a handler does not outlive exec, as a blocked
+    /// signal would.
     pub fn new() -> Result<Progress> {
-        let mut wanted = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            wanted.add(signal);
-        }
-        wanted.thread_block().context("cannot block signals")?;
-        let signals = SignalFd::with_flags(&wanted, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-            .context("cannot make a signalfd")?;
         Ok(Progress {
             start: Instant::now(),
             live: std::io::stdout().is_terminal(),
-            signals,
-            wanted,
+            signals: Signals::new([SIGINT, SIGTERM, SIGHUP])
+                .context("cannot handle signals")?
+                .into(),
+            interrupted: Cell::new(false),
         })
     }
 
@@ -89,17 +86,20 @@ impl Progress {
     }
 
     /// Blocks until Ctrl-C or a termination signal.
-    pub fn wait_for_signal(&self) -> Result<Signal> {
-        self.wanted.wait().context("cannot wait for a signal")
+    pub fn wait_for_signal(&self) {
+        self.signals.borrow_mut().forever().next();
+    }
+
+    /// True if somebody asked for the end; a step may have failed for that alone.
+    pub fn interrupted(&self) -> bool {
+        if self.signals.borrow_mut().pending().next().is_some() {
+            self.interrupted.set(true);
+        }
+        self.interrupted.get()
     }
 
     fn check_interrupted(&self) -> Result<()> {
-        if self
-            .signals
-            .read_signal()
-            .context("cannot read signals")?
-            .is_some()
-        {
+        if self.interrupted() {
             bail!("interrupted");
         }
         Ok(())
