@@ -38,7 +38,7 @@ const SK_BUFF_WORDS: usize = 48;
 const MARK: usize = 2;
 const INGRESS_IFINDEX: usize = 9;
 const IFINDEX: usize = 10;
-const GSO_SEGS: usize = 40;
+const GSO_SEGS: usize = 41;
 const GSO_SIZE: usize = 44;
 
 /// More than any program adds to a packet.
