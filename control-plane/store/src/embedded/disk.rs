@@ -69,18 +69,13 @@ impl Disk {
     }
 
     fn open_file(path: &Path) -> Result<Self> {
-        let is_new = !path.exists();
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .set_check_integrity_on_open(true)
-            .create(path)
-            .map_err(|error| open_error(path, error))?;
-        if is_new {
-            sync_folder(path).map_err(|source| StoreError::Open {
-                path: path.to_path_buf(),
-                source: source.into(),
-            })?;
-        }
+        let database = builder().create(path);
+        let database = database.map_err(|error| open_error(path, error))?;
+        // Every time: whoever made the file may have been killed before this.
+        sync_folder(path).map_err(|source| StoreError::Open {
+            path: path.to_path_buf(),
+            source: source.into(),
+        })?;
         let disk = Self { database };
         disk.check_format(path)?;
         Ok(disk)
@@ -322,6 +317,14 @@ fn encode(event: &Event, buffer: &mut Vec<u8>) {
     buffer.extend(kv.map_or(&[][..], |kv| &kv.value));
 }
 
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder
+        .set_cache_size(CACHE_BYTES)
+        .set_check_integrity_on_open(true);
+    builder
+}
+
 /// A new file survives a power cut only once its folder is synced too.
 fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = match path.parent() {
@@ -369,3 +372,7 @@ fn storage_error(path: &Path, error: redb::Error) -> StoreError {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "power_cut_tests.rs"]
+mod power_cut_tests;
