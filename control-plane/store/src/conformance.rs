@@ -33,6 +33,7 @@ macro_rules! store_conformance {
             ranges_are_ordered_limited_and_counted,
             a_range_at_a_past_revision_shows_the_past,
             a_watch_replays_the_past_and_follows_the_present,
+            a_watch_says_when_the_past_is_replayed,
             a_watch_of_the_future_waits_for_it,
             a_watch_sees_only_its_prefix,
             compaction_forgets_the_past_and_keeps_the_present,
@@ -310,6 +311,29 @@ pub async fn a_watch_replays_the_past_and_follows_the_present(store: AnyStore) {
     assert_eq!(revisions, [from, from + 1, from + 2]);
     let last = put(&store, "k", "4").await;
     assert_eq!(next_events(&mut stream, 1).await[0].revision, last);
+}
+
+pub async fn a_watch_says_when_the_past_is_replayed(store: AnyStore) {
+    let replay = async |prefix: &str, from: Revision| {
+        let now = revision(&store).await;
+        let mut stream = watch(&store, prefix, from).await;
+        let mut events = 0;
+        loop {
+            let batch = tokio::time::timeout(PATIENCE, stream.next()).await;
+            let batch = batch.expect("the end of the past is reported in time");
+            let batch = batch.expect("the watch goes on").expect("it delivers");
+            events += batch.events.len();
+            if batch.revision >= now {
+                return events;
+            }
+        }
+    };
+    assert_eq!(replay("", 1).await, 0, "a new store has no past");
+    put(&store, "a/1", "1").await;
+    put(&store, "b/1", "1").await;
+    assert_eq!(replay("", 1).await, 2);
+    assert_eq!(replay("a/", 1).await, 1);
+    assert_eq!(replay("c/", 2).await, 0);
 }
 
 pub async fn a_watch_of_the_future_waits_for_it(store: AnyStore) {

@@ -63,6 +63,9 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// All changes of keys that start with `prefix`, from revision `from` on (that revision included): first the
     /// retained past, then the present, without a gap between.
     ///
+    /// When the past is replayed, up to the revision at which the watch was made, the stream says so: by the batch
+    /// that reaches it, which is empty if the last of the past does not concern `prefix`.
+    ///
     /// `from` may lie in the future: the watch then waits for it. To follow a range read at revision R, watch
     /// from R + 1.
     ///

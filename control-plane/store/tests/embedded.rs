@@ -166,7 +166,7 @@ async fn a_watcher_that_compaction_overtakes_is_told_so() {
 #[tokio::test]
 async fn watches_end_when_the_store_is_closed() {
     let (store, _folder) = empty_store().await;
-    let mut stream = store.watch("", 1).await.unwrap();
+    let mut stream = store.watch("", 2).await.unwrap();
     drop(store);
     assert!(matches!(stream.next().await, Some(Err(StoreError::Closed))));
 }

@@ -198,8 +198,13 @@ impl Store for EmbeddedStore {
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<WatchStream> {
-        self.shared.read()?.check_retained(from)?;
-        let watcher = Watcher::new(self.shared.clone(), prefix, from, self.published.clone());
+        let now = {
+            let mvcc = self.shared.read()?;
+            mvcc.check_retained(from)?;
+            mvcc.revision()
+        };
+        let published = self.published.clone();
+        let watcher = Watcher::new(self.shared.clone(), prefix, from, now, published);
         Ok(watcher.into_stream())
     }
 

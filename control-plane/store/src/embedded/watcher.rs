@@ -17,6 +17,8 @@ pub(super) struct Watcher {
     prefix: Key,
     /// The next revision to look at.
     next: Revision,
+    /// Until this revision is reported, the replay of the past is not over.
+    past: Revision,
     published: watch::Receiver<Revision>,
 }
 
@@ -32,12 +34,14 @@ impl Watcher {
         shared: Arc<Shared>,
         prefix: &str,
         from: Revision,
+        now: Revision,
         published: watch::Receiver<Revision>,
     ) -> Self {
         Self {
             shared,
             prefix: prefix.into(),
             next: from,
+            past: now,
             published,
         }
     }
@@ -84,8 +88,9 @@ impl Watcher {
                 break;
             }
         }
+        let replayed = self.next <= self.past && self.past <= seen;
         self.next = seen + 1;
-        Ok(if events.is_empty() {
+        Ok(if events.is_empty() && !replayed {
             Step::Again
         } else {
             Step::Batch(WatchBatch {
