@@ -108,11 +108,22 @@ pub(crate) async fn keep_status(
 
 /// Conditions are merged by their type, so those of others stay: the API's own merge rules for lists.
 async fn write(api: &Api<Node>, name: &str, status: &NodeStatus) -> anyhow::Result<Node> {
-    let patch = Patch::Strategic(serde_json::json!({ "status": status }));
+    let patch = Patch::Strategic(status_patch(status)?);
     let written = api
         .patch_status(name, &PatchParams::default(), &patch)
         .await;
     written.with_context(|| format!("write the status of node {name}"))
+}
+
+/// Addresses have their type as merge key too, but a dual-stack node has two `InternalIP`s, whose
+/// order says which is preferred: so that list is replaced, as Kubernetes' own kubelet does
+/// (`fixupPatchForNodeStatusAddresses` in k8s.io/component-helpers).
+fn status_patch(status: &NodeStatus) -> anyhow::Result<serde_json::Value> {
+    let mut status = serde_json::to_value(status).context("encode the node's status")?;
+    if let Some(addresses) = status["addresses"].as_array_mut() {
+        addresses.insert(0, serde_json::json!({ "$patch": "replace" }));
+    }
+    Ok(serde_json::json!({ "status": status }))
 }
 
 async fn status(
@@ -295,6 +306,22 @@ fn system_info(runtime_version: &str) -> NodeSystemInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_addresses_of_a_dual_stack_node_survive_the_merge() {
+        let address = |address: &str| NodeAddress {
+            type_: "InternalIP".to_owned(),
+            address: address.to_owned(),
+        };
+        let status = NodeStatus {
+            addresses: Some(vec![address("172.31.240.11"), address("fd00:fa1e::11")]),
+            ..NodeStatus::default()
+        };
+        let patch = status_patch(&status).unwrap();
+        assert_eq!(patch["status"]["addresses"][0]["$patch"], "replace");
+        assert_eq!(patch["status"]["addresses"][1]["address"], "172.31.240.11");
+        assert_eq!(patch["status"]["addresses"][2]["address"], "fd00:fa1e::11");
+    }
 
     #[test]
     fn the_memory_is_read_from_meminfo() {
