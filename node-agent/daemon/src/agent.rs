@@ -115,7 +115,8 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     spawn(
         &mut tasks,
         "host routes",
-        prefixes.follow(network.clone(), host, flags.service_cidr.clone()),
+        // A socket of its own: the kernel runs one listing at a time on each.
+        prefixes.follow(Network::connect()?, host, flags.service_cidr.clone()),
     );
     spawn(
         &mut tasks,
@@ -131,12 +132,7 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
             mtu: overlay.mtu(),
             hook,
         };
-        tasks.spawn(async move {
-            (
-                "kubelet",
-                kubelet.run_pods(wiring).await.map(|never| match never {}),
-            )
-        });
+        spawn(&mut tasks, "kubelet", run_pods(kubelet, wiring));
     }
     readiness.started();
     first_to_end(tasks).await
@@ -207,6 +203,20 @@ async fn start_kubelet(
     let heartbeats = kubelet.clone();
     tasks.spawn(async move { match heartbeats.run_heartbeats().await {} });
     Ok(kubelet)
+}
+
+/// What an earlier agent left may be unreadable for a moment; the pods that run must not pay for it.
+async fn run_pods(kubelet: Kubelet, wiring: PodWiring) {
+    loop {
+        match kubelet.clone().run_pods(wiring.clone()).await {
+            Ok(never) => match never {},
+            Err(error) => warn!(
+                error = format!("{error:#}"),
+                "pods could not be run, trying again"
+            ),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 fn overlay(flags: &Flags, uplink: &Uplink, assigned: &Assigned) -> anyhow::Result<Overlay> {
