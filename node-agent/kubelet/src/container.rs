@@ -259,3 +259,112 @@ fn log_config() -> HostConfigLogConfig {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(spec: serde_json::Value) -> Pod {
+        let metadata = json!({ "name": "web", "namespace": "default", "uid": "u1" });
+        serde_json::from_value(json!({ "metadata": metadata, "spec": spec })).unwrap()
+    }
+
+    fn body(spec: serde_json::Value) -> Result<ContainerCreateBody, ConfigError> {
+        let pod = pod(spec);
+        let container = pod.spec.as_ref().unwrap().containers[0].clone();
+        let environment = [("WHO".to_owned(), "you".to_owned())];
+        container_body(&pod, &container, "s0", 2, &environment, Vec::new())
+    }
+
+    #[test]
+    fn command_and_args_are_dockers_entrypoint_and_command() {
+        let body = body(json!({ "containers": [{
+            "name": "a", "image": "i", "command": ["hello", "$(WHO)"], "args": ["$(WHO)", "$$(WHO)", "$(NOBODY)"] }] }))
+        .unwrap();
+        assert_eq!(body.entrypoint.unwrap(), ["hello", "you"]);
+        assert_eq!(body.cmd.unwrap(), ["you", "$(WHO)", "$(NOBODY)"]);
+        assert_eq!(body.env.unwrap(), ["WHO=you"]);
+        let host = body.host_config.unwrap();
+        assert_eq!(host.network_mode.as_deref(), Some("container:s0"));
+        assert_eq!(host.ipc_mode.as_deref(), Some("container:s0"));
+        assert_eq!(host.pid_mode, None);
+    }
+
+    #[test]
+    fn resources_become_cgroup_values_and_nonsense_is_named() {
+        let with = |resources: serde_json::Value| {
+            body(json!({ "containers": [{ "name": "a", "image": "i", "resources": resources }] }))
+        };
+        let host = with(json!({ "limits": { "cpu": "1m", "memory": "1Ki" } }))
+            .unwrap()
+            .host_config
+            .unwrap();
+        assert_eq!(
+            (host.cpu_shares, host.cpu_quota, host.memory),
+            (Some(2), Some(1000), Some(1024))
+        );
+        let host = with(json!({})).unwrap().host_config.unwrap();
+        assert_eq!(
+            (host.cpu_shares, host.cpu_quota, host.memory),
+            (None, None, None)
+        );
+        let error = with(json!({ "limits": { "memory": "much" } })).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "resource memory has the value \"much\", which is no quantity"
+        );
+    }
+
+    #[test]
+    fn who_runs_is_the_containers_choice_before_the_pods() {
+        let user = |pod: serde_json::Value, own: serde_json::Value| {
+            let container = json!({ "name": "a", "image": "i", "securityContext": own });
+            body(json!({ "securityContext": pod, "containers": [container] }))
+                .unwrap()
+                .user
+        };
+        assert_eq!(user(json!({}), json!({})), None);
+        assert_eq!(
+            user(json!({ "runAsUser": 5 }), json!({})).as_deref(),
+            Some("5")
+        );
+        assert_eq!(
+            user(
+                json!({ "runAsUser": 5, "runAsGroup": 6 }),
+                json!({ "runAsUser": 7 })
+            )
+            .as_deref(),
+            Some("7:6")
+        );
+    }
+
+    #[test]
+    fn the_sandbox_has_no_network_unless_it_is_the_hosts() {
+        let ips = ["10.244.1.2".parse().unwrap()];
+        let own = sandbox_body(&pod(json!({ "containers": [] })), "pause", 0, &ips);
+        assert_eq!(own.hostname.as_deref(), Some("web"));
+        let host = own.host_config.unwrap();
+        assert_eq!(host.network_mode.as_deref(), Some("none"));
+        assert_eq!(host.extra_hosts.unwrap(), ["web:10.244.1.2"]);
+        let shared = sandbox_body(
+            &pod(json!({ "hostNetwork": true, "containers": [] })),
+            "pause",
+            0,
+            &[],
+        );
+        assert_eq!(shared.hostname, None);
+        assert_eq!(
+            shared.host_config.unwrap().network_mode.as_deref(),
+            Some("host")
+        );
+    }
+
+    #[test]
+    fn a_long_name_makes_a_hostname_that_linux_takes() {
+        let mut long = pod(json!({ "containers": [] }));
+        long.metadata.name = Some(format!("{}-{}", "a".repeat(62), "b".repeat(100)));
+        assert_eq!(hostname(&long), "a".repeat(62));
+    }
+}

@@ -28,11 +28,13 @@ mod plan;
 mod pods;
 mod probe;
 mod quantity;
+mod report;
 mod runtime;
 mod sandbox;
 mod start;
 mod status;
 mod stop;
+mod terminate;
 mod volumes;
 mod worker;
 

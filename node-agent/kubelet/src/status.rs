@@ -136,11 +136,12 @@ impl<H: Fn(&Record) -> Health> Observed<'_, H> {
                 State::Exited { .. } => (terminated_state(record), previous, None),
             },
         };
-        let ready = match latest.and_then(Record::exit_code) {
-            Some(code) if init && !plan::is_sidecar(container) => code == 0,
-            _ => health
+        let ready = if init && !plan::is_sidecar(container) {
+            latest.and_then(Record::exit_code) == Some(0)
+        } else {
+            health
                 .as_ref()
-                .is_some_and(|health| health.started && health.ready),
+                .is_some_and(|health| health.started && health.ready)
         };
         let unstarted = || String::new();
         ContainerStatus {
@@ -380,3 +381,7 @@ fn terminated_state(record: &Record) -> ContainerState {
         ..ContainerState::default()
     }
 }
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

@@ -6,10 +6,11 @@ mod node;
 use std::{
     fs,
     net::IpAddr,
+    path::Path,
     time::{Duration, Instant},
 };
 
-use node::{condition, get, in_netns, ip, on_a_node};
+use node::{TestNode, condition, get, in_netns, ip, on_a_node};
 use serde_json::{Value, json};
 
 fn ips(status: &Value) -> Vec<IpAddr> {
@@ -41,55 +42,55 @@ fn shell(name: &str, script: &str) -> Value {
 
 const SLEEP: &str = "trap 'exit 0' TERM; sleep 1000000 & wait";
 
+/// A server with a page that an init container writes, and a container beside it that notes how it ends.
+fn web(log: &Path) -> Value {
+    json!({
+        "terminationGracePeriodSeconds": 20,
+        "initContainers": [{
+            "name": "page", "image": "busybox:1",
+            "command": ["sh", "-c", "echo $(POD) on $(NODE) at $POD_IP for $(GREETING) > /www/index.html"],
+            "env": [
+                { "name": "POD", "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } },
+                { "name": "NODE", "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } },
+                { "name": "POD_IP", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } },
+                { "name": "GREETING", "value": "$(POD)-visitors" },
+            ],
+            "volumeMounts": [{ "name": "www", "mountPath": "/www" }],
+        }],
+        "containers": [
+            {
+                "name": "server", "image": "busybox:1",
+                "command": ["sh"],
+                "args": ["-c", "trap 'exit 0' TERM; httpd -f -p [::]:8080 -h /www & wait"],
+                "ports": [{ "name": "http", "containerPort": 8080 }],
+                "readinessProbe": { "httpGet": { "path": "/", "port": "http" }, "periodSeconds": 1 },
+                "volumeMounts": [{ "name": "www", "mountPath": "/www", "readOnly": true }],
+                "resources": {
+                    "requests": { "cpu": "100m" },
+                    "limits": { "cpu": "500m", "memory": "64Mi" },
+                },
+            },
+            {
+                "name": "beside", "image": "busybox:1",
+                "command": ["sh", "-c", "trap 'echo asked > /log/asked; exit 0' TERM; sleep 1000000 & wait"],
+                "lifecycle": { "preStop": { "exec": { "command": ["touch", "/log/hook"] } } },
+                "volumeMounts": [{ "name": "log", "mountPath": "/log" }],
+            },
+        ],
+        "volumes": [
+            { "name": "www", "emptyDir": {} },
+            { "name": "log", "hostPath": { "path": log.display().to_string(), "type": "Directory" } },
+        ],
+    })
+}
+
 #[test]
 fn a_pod_runs_serves_and_goes_with_all_that_it_had() {
     on_a_node(async |node| {
         let kubelet = node.start_kubelet().await;
         let log = node.path("log");
         fs::create_dir_all(&log).unwrap();
-        let pod = node
-            .create_pod(
-                "web",
-                json!({
-                    "terminationGracePeriodSeconds": 20,
-                    "initContainers": [{
-                        "name": "page", "image": "busybox:1",
-                        "command": ["sh", "-c", "echo $(POD) on $(NODE) at $POD_IP for $(GREETING) > /www/index.html"],
-                        "env": [
-                            { "name": "POD", "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } },
-                            { "name": "NODE", "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } },
-                            { "name": "POD_IP", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } },
-                            { "name": "GREETING", "value": "$(POD)-visitors" },
-                        ],
-                        "volumeMounts": [{ "name": "www", "mountPath": "/www" }],
-                    }],
-                    "containers": [
-                        {
-                            "name": "server", "image": "busybox:1",
-                            "command": ["sh"],
-                            "args": ["-c", "trap 'exit 0' TERM; httpd -f -p [::]:8080 -h /www & wait"],
-                            "ports": [{ "name": "http", "containerPort": 8080 }],
-                            "readinessProbe": { "httpGet": { "path": "/", "port": "http" }, "periodSeconds": 1 },
-                            "volumeMounts": [{ "name": "www", "mountPath": "/www", "readOnly": true }],
-                            "resources": {
-                                "requests": { "cpu": "100m" },
-                                "limits": { "cpu": "500m", "memory": "64Mi" },
-                            },
-                        },
-                        {
-                            "name": "beside", "image": "busybox:1",
-                            "command": ["sh", "-c", "trap 'echo asked > /log/asked; exit 0' TERM; sleep 1000000 & wait"],
-                            "lifecycle": { "preStop": { "exec": { "command": ["touch", "/log/hook"] } } },
-                            "volumeMounts": [{ "name": "log", "mountPath": "/log" }],
-                        },
-                    ],
-                    "volumes": [
-                        { "name": "www", "emptyDir": {} },
-                        { "name": "log", "hostPath": { "path": log.display().to_string(), "type": "Directory" } },
-                    ],
-                }),
-            )
-            .await;
+        let pod = node.create_pod("web", web(&log)).await;
         let status = node.wait_ready("web").await;
         assert_eq!(status["phase"], "Running");
         assert_eq!(
@@ -192,7 +193,7 @@ fn an_agent_that_comes_back_finds_its_pods_and_touches_none() {
         for name in ["stays", "goes", "forced"] {
             node.wait_ready(name).await;
         }
-        let version = async |node: &node::TestNode| {
+        let version = async |node: &TestNode| {
             node.pods()
                 .get("stays")
                 .await
@@ -255,47 +256,51 @@ fn an_agent_that_comes_back_finds_its_pods_and_touches_none() {
     });
 }
 
-#[test]
-fn containers_that_end_are_restarted_as_the_policy_says() {
-    on_a_node(async |node| {
-        let kubelet = node.start_kubelet().await;
-        node.create_pod(
-            "crashes",
-            json!({ "containers": [shell("main", "exit 3")] }),
-        )
-        .await;
-        node.create_pod(
-            "once",
-            json!({ "restartPolicy": "Never", "containers": [shell("main", "exit 0")] }),
-        )
-        .await;
-        node.create_pod(
-            "fails",
-            json!({ "restartPolicy": "Never", "containers": [shell("main", "exit 7")] }),
-        )
-        .await;
-        let marked = "test -e /v/mark && exit 0; touch /v/mark; exit 1";
-        let mut again = shell("main", marked);
-        again["volumeMounts"] = json!([{ "name": "v", "mountPath": "/v" }]);
-        node.create_pod(
+async fn create_pods_that_end(node: &TestNode) {
+    node.create_pod(
+        "crashes",
+        json!({ "containers": [shell("main", "exit 3")] }),
+    )
+    .await;
+    node.create_pod(
+        "once",
+        json!({ "restartPolicy": "Never", "containers": [shell("main", "exit 0")] }),
+    )
+    .await;
+    node.create_pod(
+        "fails",
+        json!({ "restartPolicy": "Never", "containers": [shell("main", "exit 7")] }),
+    )
+    .await;
+    let marked = "test -e /v/mark && exit 0; touch /v/mark; exit 1";
+    let mut again = shell("main", marked);
+    again["volumeMounts"] = json!([{ "name": "v", "mountPath": "/v" }]);
+    node.create_pod(
             "again",
             json!({
                 "restartPolicy": "OnFailure", "containers": [again], "volumes": [{ "name": "v", "emptyDir": {} }],
             }),
         )
         .await;
-        let mut ill = shell("main", SLEEP);
-        ill["livenessProbe"] = json!({ "exec": { "command": ["sh", "-c", "exit 1"] }, "periodSeconds": 1, "failureThreshold": 1 });
-        node.create_pod(
-            "ill",
-            json!({ "containers": [ill], "terminationGracePeriodSeconds": 3 }),
-        )
+    let mut ill = shell("main", SLEEP);
+    ill["livenessProbe"] = json!({ "exec": { "command": ["sh", "-c", "exit 1"] }, "periodSeconds": 1, "failureThreshold": 1 });
+    node.create_pod(
+        "ill",
+        json!({ "containers": [ill], "terminationGracePeriodSeconds": 3 }),
+    )
+    .await;
+    let mut missing = shell("main", SLEEP);
+    missing["image"] = json!("not-here:1");
+    missing["imagePullPolicy"] = json!("Never");
+    node.create_pod("missing", json!({ "containers": [missing] }))
         .await;
-        let mut missing = shell("main", SLEEP);
-        missing["image"] = json!("not-here:1");
-        missing["imagePullPolicy"] = json!("Never");
-        node.create_pod("missing", json!({ "containers": [missing] }))
-            .await;
+}
+
+#[test]
+fn containers_that_end_are_restarted_as_the_policy_says() {
+    on_a_node(async |node| {
+        let kubelet = node.start_kubelet().await;
+        create_pods_that_end(node).await;
 
         let status = node
             .wait_for("once", "Succeeded", 60, |status| {

@@ -5,19 +5,22 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
+mod daemons;
+
 use std::{
     fs::{self, File},
     io::{Read, Write},
     net::{IpAddr, TcpStream},
     os::fd::AsFd,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
+use daemons::{SERVER, start_dockerd, start_server, stop};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, Config,
@@ -26,8 +29,7 @@ use kube::{
 use nix::{
     mount::{MntFlags, umount2},
     sched::{CloneFlags, setns, unshare},
-    sys::signal::{Signal, kill},
-    unistd::{Pid, Uid},
+    unistd::Uid,
 };
 use node_agent_host::{HostDeviceSpec, Ipam, Network, PodCidr};
 use node_agent_kubelet::{Kubelet, KubeletConfig, PodHook, PodNetwork, PodWiring};
@@ -35,8 +37,6 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 pub const NODE: &str = "node-1";
-const SERVER: &str = "127.0.0.1:6443";
-const BINARY: &str = "FAIRLEAD_CONTROL_PLANE";
 
 /// The machinery of one node; the kubelet is started by [`TestNode::start_kubelet`].
 pub struct TestNode {
@@ -303,40 +303,6 @@ impl TestNode {
         self.directory.path().join(name)
     }
 
-    fn import_images(&self) {
-        let root = self.path("image");
-        let bin = root.join("bin");
-        fs::create_dir_all(&bin).unwrap();
-        for directory in ["tmp", "etc", "proc", "sys", "dev"] {
-            fs::create_dir_all(root.join(directory)).unwrap();
-        }
-        fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
-        for applet in [
-            "sh", "sleep", "cat", "echo", "httpd", "ip", "wget", "env", "touch", "rm", "hostname",
-            "date",
-        ] {
-            std::os::unix::fs::symlink("busybox", bin.join(applet)).unwrap();
-        }
-        let archive = self.path("image.tar");
-        let made = Command::new("tar")
-            .arg("-C")
-            .arg(&root)
-            .arg("-cf")
-            .arg(&archive)
-            .arg(".")
-            .status()
-            .unwrap();
-        assert!(made.success());
-        let archive = archive.display().to_string();
-        for (image, change) in [
-            ("fairlead/pause:latest", r#"CMD ["/bin/sleep", "1000000"]"#),
-            ("busybox:1", "ENV PATH=/bin"),
-        ] {
-            self.docker(&["import", "-c", change, &archive, image])
-                .unwrap();
-        }
-    }
-
     fn logs(&self) -> String {
         ["dockerd.log", "server.log"]
             .map(|name| {
@@ -474,78 +440,4 @@ pub fn in_netns<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> T {
 fn client() -> Client {
     let config = Config::new(format!("http://{SERVER}").parse().unwrap());
     Client::try_from(config).unwrap()
-}
-
-fn start_dockerd(directory: &Path) -> Child {
-    let log = File::create(directory.join("dockerd.log")).unwrap();
-    let at = |name: &str| directory.join(name).display().to_string();
-    Command::new("dockerd")
-        .args([
-            "--bridge=none",
-            "--iptables=false",
-            "--ip6tables=false",
-            "--ip-forward=false",
-            "--ip-masq=false",
-        ])
-        .args([
-            "-H",
-            &format!("unix://{}", at("docker.sock")),
-            "--data-root",
-            &at("data"),
-            "--exec-root",
-            &at("exec"),
-        ])
-        .args(["--pidfile", &at("docker.pid")])
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap()
-}
-
-/// The API server: the control plane's binary, beside this test's, built if need be.
-fn start_server(directory: &Path) -> Child {
-    let log = File::create(directory.join("server.log")).unwrap();
-    Command::new(server_binary())
-        .args(["--role", "apiserver", "--listen", SERVER, "--data-dir"])
-        .arg(directory.join("control-plane"))
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap()
-}
-
-fn server_binary() -> PathBuf {
-    if let Ok(path) = std::env::var(BINARY) {
-        return path.into();
-    }
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let built = Command::new(cargo)
-        .args(["build", "--quiet", "--package", "control-plane-daemon"])
-        .status()
-        .unwrap();
-    assert!(
-        built.success(),
-        "control-plane-daemon does not build; {BINARY} can name a binary"
-    );
-    let own = std::env::current_exe().unwrap();
-    own.ancestors()
-        .nth(2)
-        .unwrap()
-        .join("fairlead-control-plane")
-}
-
-fn stop(child: &mut Child) {
-    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
-    let _ = kill(pid, Signal::SIGTERM);
-    let end = Instant::now() + Duration::from_secs(20);
-    while Instant::now() < end {
-        if child.try_wait().is_ok_and(|status| status.is_some()) {
-            return;
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
-    let _ = child.kill();
-    let _ = child.wait();
 }
