@@ -49,7 +49,9 @@ impl Address for Addr4 {
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        Some(Self { bytes: bytes.try_into().ok()? })
+        Some(Self {
+            bytes: bytes.try_into().ok()?,
+        })
     }
 }
 
@@ -63,7 +65,9 @@ impl Address for Addr6 {
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        Some(Self { bytes: bytes.try_into().ok()? })
+        Some(Self {
+            bytes: bytes.try_into().ok()?,
+        })
     }
 }
 
