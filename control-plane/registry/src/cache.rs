@@ -8,7 +8,9 @@ use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use control_plane_store::{Event as StoreEvent, KeyRange, KeyValue, Store, StoreError};
+use control_plane_store::{
+    Event as StoreEvent, KeyRange, KeyValue, Store, StoreError, WatchStream,
+};
 use futures::StreamExt;
 use tokio::sync::watch;
 
@@ -55,6 +57,15 @@ struct State {
     first: u64,
     /// Every change after this revision is in the ring.
     horizon: u64,
+}
+
+/// The store's watch, right after everything was read.
+struct Following {
+    /// Changes that came with the last of the past.
+    newer: Vec<StoreEvent>,
+    /// The revision that `newer` goes up to.
+    reached: u64,
+    changes: WatchStream,
 }
 
 /// A watcher's place in the ring of a kind.
@@ -189,20 +200,21 @@ impl Cache {
         state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads everything, and remembers the latest `REPLAY` revisions of history. Answers where to watch from.
+    /// Reads everything, with the latest `REPLAY` revisions of history, and goes over to following the store.
     ///
     /// # Errors
     /// The store's.
-    async fn load(&self, store: &dyn Store, claims: &Claims) -> Result<u64, StoreError> {
+    async fn load(&self, store: &dyn Store, claims: &Claims) -> Result<Following, StoreError> {
         let all = store.range(KeyRange::prefix(ROOT), 0, None).await?;
+        // Revision 1 is the empty store: nothing has happened in it.
         let from = store
             .oldest_revision()
             .await?
             .max(all.revision.saturating_sub(REPLAY))
-            .clamp(1, all.revision + 1);
+            .clamp(2, all.revision + 1);
+        let mut changes = store.watch(ROOT, from).await?;
         claims.reset();
-        let mut objects: Vec<BTreeMap<String, Arc<Object>>> =
-            self.kinds.iter().map(|_| BTreeMap::new()).collect();
+        let mut states: Vec<State> = self.kinds.iter().map(|_| State::default()).collect();
         for kv in &all.kvs {
             if is_claim(&kv.key) {
                 claims.note_taken(&kv.key);
@@ -210,22 +222,46 @@ impl Cache {
             if let Some((at, rest)) = self.find(&kv.key)
                 && let Some(object) = decode(self.kinds[at].kind, kv)
             {
-                objects[at].insert(rest.to_owned(), object);
+                states[at].objects.insert(rest.to_owned(), object);
             }
         }
-        for (kind, objects) in self.kinds.iter().zip(objects) {
+        // The past is already part of the objects: it only goes into the rings.
+        let mut reached = from - 1;
+        let mut newer = Vec::new();
+        while reached < all.revision {
+            let batch = changes.next().await.ok_or(StoreError::Closed)??;
+            reached = batch.revision;
+            for change in batch.events {
+                if change.revision > all.revision {
+                    newer.push(change);
+                } else if let Some((at, _)) = self.find(&change.key) {
+                    let kind = self.kinds[at].kind;
+                    let previous = change.prev_kv.as_ref().and_then(|kv| decode(kind, kv));
+                    if let Some(event) = event(kind, &change, previous) {
+                        states[at].ring.push_back((Instant::now(), Arc::new(event)));
+                    }
+                }
+            }
+        }
+        for (kind, new) in self.kinds.iter().zip(states) {
             let mut state = kind.write();
             // All positions of before are void: their owners list again.
-            state.first += state.ring.len() as u64 + 1;
-            state.ring.clear();
-            state.objects = objects;
-            state.horizon = from - 1;
+            let first = state.first + state.ring.len() as u64 + 1;
+            *state = State {
+                first,
+                horizon: from - 1,
+                ..new
+            };
         }
         self.revision.send_replace(all.revision);
         self.kinds.iter().for_each(|k| {
             k.changed.send_replace(());
         });
-        Ok(from)
+        Ok(Following {
+            newer,
+            reached,
+            changes,
+        })
     }
 
     /// Feeds the cache for as long as the process runs; `ready` is told when it was filled for the first time.
@@ -237,9 +273,11 @@ impl Cache {
     ) {
         let mut ready = Some(ready);
         loop {
-            let from = match self.load(store.as_ref(), &claims).await {
-                Ok(from) => from,
+            let following = match self.load(store.as_ref(), &claims).await {
+                Ok(following) => following,
                 Err(StoreError::Closed) => return,
+                // History was compacted while it was read.
+                Err(StoreError::Compacted { .. }) => continue,
                 Err(error) => {
                     if let Some(ready) = ready.take() {
                         drop(ready.send(Err(error)));
@@ -253,51 +291,49 @@ impl Cache {
             if let Some(ready) = ready.take() {
                 drop(ready.send(Ok(())));
             }
-            match self.follow(store.as_ref(), &claims, from).await {
+            match self.follow(&claims, following).await {
                 StoreError::Closed => return,
                 error => {
-                    tracing::warn!(%error, "the store's watch ended; reading everything again")
+                    tracing::warn!(%error, "the store's watch ended; reading everything again");
                 }
             }
         }
     }
 
     /// Applies changes until the watch ends; answers why it did.
-    async fn follow(&self, store: &dyn Store, claims: &Claims, from: u64) -> StoreError {
-        let loaded = self.revision();
-        let mut changes = match store.watch(ROOT, from).await {
-            Ok(changes) => changes,
-            Err(error) => return error,
-        };
-        while let Some(batch) = changes.next().await {
-            let batch = match batch {
-                Ok(batch) => batch,
+    async fn follow(&self, claims: &Claims, mut following: Following) -> StoreError {
+        self.apply(claims, &following.newer, following.reached);
+        while let Some(batch) = following.changes.next().await {
+            match batch {
+                Ok(batch) => self.apply(claims, &batch.events, batch.revision),
                 Err(error) => return error,
-            };
-            let mut touched = vec![false; self.kinds.len()];
-            for event in &batch.events {
-                if is_claim(&event.key) && event.revision > loaded {
-                    if event.kv.is_some() {
-                        claims.note_taken(&event.key);
-                    } else {
-                        claims.note_free(&event.key);
-                    }
-                }
-                if let Some((at, rest)) = self.find(&event.key) {
-                    self.kinds[at].apply(rest, event, event.revision <= loaded);
-                    touched[at] = true;
-                }
-            }
-            self.revision.send_if_modified(|r| {
-                std::mem::replace(r, batch.revision.max(*r)) < batch.revision
-            });
-            for (kind, touched) in self.kinds.iter().zip(touched) {
-                if touched {
-                    kind.changed.send_replace(());
-                }
             }
         }
         StoreError::Closed
+    }
+
+    /// Takes changes in: all of them up to `revision`.
+    fn apply(&self, claims: &Claims, changes: &[StoreEvent], revision: u64) {
+        let mut touched = vec![false; self.kinds.len()];
+        for change in changes {
+            if is_claim(&change.key) {
+                match &change.kv {
+                    Some(_) => claims.note_taken(&change.key),
+                    None => claims.note_free(&change.key),
+                }
+            }
+            if let Some((at, rest)) = self.find(&change.key) {
+                self.kinds[at].apply(rest, change);
+                touched[at] = true;
+            }
+        }
+        self.revision
+            .send_if_modified(|now| std::mem::replace(now, revision.max(*now)) < revision);
+        for (kind, touched) in self.kinds.iter().zip(touched) {
+            if touched {
+                kind.changed.send_replace(());
+            }
+        }
     }
 
     /// The kind that a key belongs to, and the rest of the key.
@@ -314,43 +350,45 @@ impl KindCache {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes one change in; `past` changes are already part of the objects and only go into the ring.
-    fn apply(&self, key: &str, change: &StoreEvent, past: bool) {
-        let previous = if past {
-            change.prev_kv.as_ref().and_then(|kv| decode(self.kind, kv))
-        } else {
+    fn apply(&self, key: &str, change: &StoreEvent) {
+        let previous = {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
             state.objects.get(key).cloned()
         };
-        let event = match &change.kv {
-            Some(kv) => {
-                let Some(object) = decode(self.kind, kv) else {
-                    return;
-                };
-                let kind = match previous {
-                    Some(_) => EventType::Modified,
-                    None => EventType::Added,
-                };
-                Event::new(kind, object, previous)
-            }
-            None => {
-                let Some(previous) = previous else {
-                    return;
-                };
-                // A deletion has a revision of its own, which its last word carries.
-                let last = Object::new(self.kind, previous.value(), change.revision);
-                Event::new(EventType::Deleted, Arc::new(last), Some(previous))
-            }
+        let Some(event) = event(self.kind, change, previous) else {
+            return;
         };
         let mut state = self.write();
-        if !past {
-            match event.kind {
-                EventType::Deleted => state.objects.remove(key),
-                _ => state.objects.insert(key.to_owned(), event.object.clone()),
-            };
-        }
+        match event.kind {
+            EventType::Deleted => state.objects.remove(key),
+            _ => state.objects.insert(key.to_owned(), event.object.clone()),
+        };
         state.ring.push_back((Instant::now(), Arc::new(event)));
         state.trim();
+    }
+}
+
+/// What a change of the store is for watchers; `None` when there is nothing to say.
+fn event(kind: &'static Kind, change: &StoreEvent, previous: Option<Arc<Object>>) -> Option<Event> {
+    match &change.kv {
+        Some(kv) => {
+            let object = decode(kind, kv)?;
+            let word = match previous {
+                Some(_) => EventType::Modified,
+                None => EventType::Added,
+            };
+            Some(Event::new(word, object, previous))
+        }
+        None => {
+            let previous = previous?;
+            // A deletion has a revision of its own, which its last word carries.
+            let last = Object::new(kind, previous.value(), change.revision);
+            Some(Event::new(
+                EventType::Deleted,
+                Arc::new(last),
+                Some(previous),
+            ))
+        }
     }
 }
 
