@@ -30,6 +30,7 @@ mod plan;
 mod pod;
 mod service;
 mod skip;
+pub mod traffic;
 mod underlay;
 mod unique;
 

@@ -6,10 +6,17 @@ use std::{
     os::fd::AsRawFd,
     process::{Command, Stdio},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::{
+    ifaddrs::getifaddrs,
+    net::if_::InterfaceFlags,
+    sched::{CloneFlags, setns, unshare},
+};
+
+const POLL: Duration = Duration::from_millis(5);
 
 /// A network namespace with `lo` up. The kernel removes it, with its interfaces, when the guard and the last thread
 /// in it are gone.
@@ -142,7 +149,36 @@ impl NetNs {
             b.netns.path(),
             a.name,
         ))?;
-        b.netns.ip(&format!("link set {} up", b.name))
+        b.netns.ip(&format!("link set {} up", b.name))?;
+        a.netns.wait_running(a.name)?;
+        b.netns.wait_running(b.name)
+    }
+
+    /// Waits until an interface that was set up passes packets: the kernel drops them silently until a worker of its
+    /// own has seen the carrier, which takes long on a busy machine.
+    ///
+    /// # Errors
+    ///
+    /// When that takes more than ten seconds.
+    pub fn wait_running(&self, name: &str) -> Result<()> {
+        let running = || {
+            let interfaces = getifaddrs().context("list the interfaces")?;
+            anyhow::Ok(interfaces.into_iter().any(|interface| {
+                interface.interface_name == name
+                    && interface.flags.contains(InterfaceFlags::IFF_RUNNING)
+            }))
+        };
+        self.run(|| {
+            for _ in 0..2000 {
+                if running()? {
+                    // The flag is set a moment before the queue is opened and bridges are told.
+                    thread::sleep(POLL);
+                    return Ok(());
+                }
+                thread::sleep(POLL);
+            }
+            bail!("interface {name} does not come up");
+        })
     }
 }
 

@@ -88,6 +88,7 @@ impl Node {
             .netns
             .block_on(async || Network::connect()?.ensure_host_device(&spec).await)
             .context("fairlead0")?;
+        machine.netns.wait_running(node_agent_host::HOST_DEVICE)?;
         let dataplane = Dataplane::open(&bpffs.pin_dir(), &options)?;
         let node = Self {
             dataplane,
@@ -107,7 +108,7 @@ impl Node {
             node.underlay_mtu,
         );
         node.apply(&[MapOp::Config(config)])?;
-        node.apply(&addresses.own_endpoints())?;
+        node.apply(&addresses.own_endpoints(node.host_device.mac.0))?;
         node.set_host_routes(&[addresses])?;
         Ok(node)
     }

@@ -89,16 +89,17 @@ impl NodeAddresses {
         }
     }
 
-    /// The endpoints that every node has: its own addresses and that of source NAT.
-    pub fn own_endpoints(self) -> Vec<MapOp> {
+    /// The endpoints that every node has: its own addresses and that of source NAT. `host_mac` is that of
+    /// `fairlead0`: what is redirected to the host must be addressed to it.
+    pub fn own_endpoints(self, host_mac: [u8; 6]) -> Vec<MapOp> {
         let endpoint = |ip, flags| {
-            endpoint_op(
-                ip,
-                Some(Endpoint {
-                    flags,
-                    ..Endpoint::default()
-                }),
-            )
+            let endpoint = Endpoint {
+                flags,
+                pod_mac: host_mac,
+                host_mac,
+                ..Endpoint::default()
+            };
+            endpoint_op(ip, Some(endpoint))
         };
         let (host, nat) = (endpoint_flag::HOST, endpoint_flag::SOURCE_NAT);
         vec![
@@ -142,7 +143,7 @@ pub fn vxlan_peer(own: NodeAddresses, other: NodeAddresses, underlay_mtu: u32) -
     bytes.extend(own.underlay_v4().octets());
     bytes.extend(other.underlay_v4().octets());
     let header_sum = bytes.chunks_exact(2).fold(0, |sum, word| {
-        sum + u32::from(u16::from_ne_bytes([word[0], word[1]]))
+        sum + u32::from(u16::from_be_bytes([word[0], word[1]]))
     });
     // UDP: source port, destination port, length, checksum.
     bytes.extend([0, 0]);

@@ -1,4 +1,5 @@
 //! Plans into real maps and back, and the collection of connections that are over.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::{
     collections::BTreeMap,

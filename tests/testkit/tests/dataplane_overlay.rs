@@ -1,0 +1,280 @@
+//! Pods on two nodes and beyond: real packets through the overlay, in both families.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::{
+    collections::hash_map::DefaultHasher,
+    hash::Hasher,
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use tests_testkit::{
+    Cluster, Pod, ServiceSpec, is_root, skip,
+    traffic::{Server, ask_tcp, ask_udp},
+};
+
+/// Two nodes with a pod each.
+fn two_pods() -> (Cluster, [Pod; 2]) {
+    let mut cluster = Cluster::new(2).unwrap();
+    let pods = [0, 1].map(|node| cluster.add_pod(node).unwrap());
+    (cluster, pods)
+}
+
+/// Both addresses of a pod, with a port.
+fn addresses(pod: &Pod, port: u16) -> [SocketAddr; 2] {
+    [(pod.ipv4(), port).into(), (pod.ipv6(), port).into()]
+}
+
+fn drops(cluster: &Cluster) -> Vec<(u8, &'static str, u64)> {
+    let of_node = |node: &tests_testkit::Node| {
+        let drops = node.maps().drops().unwrap();
+        let number = node.addresses.number;
+        drops
+            .into_iter()
+            .filter(|(_, counter)| counter.packets > 0)
+            .map(move |(reason, counter)| (number, reason.label(), counter.packets))
+    };
+    cluster.nodes.iter().flat_map(of_node).collect()
+}
+
+#[test]
+fn pods_on_two_nodes_reach_each_other() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let (cluster, [a, b]) = two_pods();
+    for addr in addresses(&b, 8080) {
+        let _udp = b.run(|| Server::udp(addr, "udp")).unwrap();
+        let answer = a.run(|| ask_udp(addr, 10));
+        let answer =
+            answer.unwrap_or_else(|error| panic!("{addr}: {error}: {:?}", drops(&cluster)));
+        assert_eq!(
+            answer.client.ip(),
+            a.ip_for(addr.ip()),
+            "the server sees the pod's address"
+        );
+        let _tcp = b.run(|| Server::tcp(addr, "tcp")).unwrap();
+        assert_eq!(
+            a.run(|| ask_tcp(addr)).unwrap().client.ip(),
+            a.ip_for(addr.ip())
+        );
+    }
+    assert_eq!(drops(&cluster), []);
+}
+
+#[test]
+fn hosts_and_pods_reach_each_other() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let (cluster, [a, b]) = two_pods();
+    let host = &cluster.nodes[0];
+    for (pod, place) in [(&a, "own"), (&b, "other")] {
+        for addr in addresses(pod, 8080) {
+            let _tcp = pod.run(|| Server::tcp(addr, "tcp")).unwrap();
+            let answer = host.run(|| ask_tcp(addr));
+            let answer = answer.unwrap_or_else(|error| {
+                panic!("{place} pod {addr}: {error}: {:?}", drops(&cluster))
+            });
+            let gateway: IpAddr = match addr.ip() {
+                IpAddr::V4(_) => host.addresses.pod_v4(1).into(),
+                IpAddr::V6(_) => host.addresses.pod_v6(1).into(),
+            };
+            assert_eq!(
+                answer.client.ip(),
+                gateway,
+                "the host's address towards pods"
+            );
+        }
+    }
+    // From pods of both nodes to the first node's own addresses.
+    let own = [
+        IpAddr::from(host.machine.ipv4),
+        IpAddr::from(host.machine.ipv6),
+    ];
+    for ip in own {
+        let addr = SocketAddr::new(ip, 9000);
+        let _tcp = host.run(|| Server::tcp(addr, "host")).unwrap();
+        for (pod, place) in [(&a, "own"), (&b, "other")] {
+            let answer = pod.run(|| ask_tcp(addr));
+            answer.unwrap_or_else(|error| {
+                panic!("{place} pod to {addr}: {error}: {:?}", drops(&cluster))
+            });
+        }
+    }
+    assert_eq!(drops(&cluster), []);
+}
+
+#[test]
+fn packets_longer_than_the_mtu_arrive_in_fragments() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let (mut cluster, [a, b]) = two_pods();
+    let vips: [SocketAddr; 2] =
+        ["10.96.0.20:53", "[fd00:10:96::20]:53"].map(|vip| vip.parse().unwrap());
+    for (addr, vip) in addresses(&b, 8080).into_iter().zip(vips) {
+        let _udp = b.run(|| Server::udp(addr, "udp")).unwrap();
+        cluster.publish(&ServiceSpec::udp(vip, [addr])).unwrap();
+        for to in [addr, vip] {
+            for length in [1400, 1423, 3000, 9000, 40000] {
+                let answer = a.run(|| ask_udp(to, length));
+                answer.unwrap_or_else(|error| {
+                    panic!("{length} bytes to {to}: {error}: {:?}", drops(&cluster))
+                });
+            }
+        }
+    }
+    assert_eq!(drops(&cluster), []);
+}
+
+/// Sends `bytes` one way and answers the hash of what arrived.
+fn stream(from: &Pod, to: &Pod, listen: SocketAddr, connect: SocketAddr, bytes: &[u8]) -> u64 {
+    let listener = to.run(|| TcpListener::bind(listen)).unwrap();
+    let receiver = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let (mut hasher, mut buffer) = (DefaultHasher::new(), vec![0; 65536]);
+        loop {
+            match stream.read(&mut buffer).unwrap() {
+                0 => return hasher.finish(),
+                count => hasher.write(&buffer[..count]),
+            }
+        }
+    });
+    from.run(|| {
+        let mut stream = TcpStream::connect_timeout(&connect, Duration::from_secs(5)).unwrap();
+        stream
+            .set_write_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        stream.write_all(bytes).unwrap();
+    });
+    receiver.join().unwrap()
+}
+
+/// Packets that a pod's interface sent.
+fn sent_packets(pod: &Pod) -> usize {
+    let table = pod
+        .run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))
+        .unwrap();
+    let line = table
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("eth0:"))
+        .unwrap();
+    line.split_whitespace().nth(9).unwrap().parse().unwrap()
+}
+
+/// Bytes without a pattern that a shifted or doubled segment would keep.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+#[test]
+fn a_stream_arrives_whole_with_and_without_segmentation_offload() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let (mut cluster, [a, b]) = two_pods();
+    let bytes = noise(16 << 20);
+    let vips: [SocketAddr; 2] =
+        ["10.96.0.30:80", "[fd00:10:96::30]:80"].map(|vip| vip.parse().unwrap());
+    for offload in ["on", "off"] {
+        if offload == "off" {
+            // What the pod's stack cannot leave to the device it cuts itself.
+            a.netns().ip("link set eth0 gso_max_segs 1").unwrap();
+        }
+        for (addr, vip) in addresses(&b, 8080).into_iter().zip(vips) {
+            cluster.publish(&ServiceSpec::tcp(vip, [addr])).unwrap();
+            for to in [addr, vip] {
+                let before = sent_packets(&a);
+                let arrived = stream(&a, &b, addr, to, &bytes);
+                assert_eq!(arrived, hash(&bytes), "to {to}, offload {offload}");
+                // Whole super-packets, or one packet for each segment.
+                let (sent, segments) = (sent_packets(&a) - before, bytes.len() / 1450);
+                assert_eq!(
+                    sent < segments / 4,
+                    offload == "on",
+                    "{sent} packets, {segments} segments"
+                );
+                assert_eq!(
+                    sent > segments,
+                    offload == "off",
+                    "{sent} packets, {segments} segments"
+                );
+            }
+        }
+    }
+    assert_eq!(drops(&cluster), []);
+}
+
+#[test]
+fn a_pod_that_sends_too_long_packets_is_told_the_mtu() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let (cluster, [a, b]) = two_pods();
+    a.netns().ip("link set eth0 mtu 1500").unwrap();
+    cluster.nodes[0]
+        .netns()
+        .ip(&format!("link set {} mtu 1500", a.ifname()))
+        .unwrap();
+    for addr in addresses(&b, 8080) {
+        let _udp = b.run(|| Server::udp(addr, "udp")).unwrap();
+        // The first packet is too long for the overlay and lost; its sender learns why, and cuts the next.
+        let headers = if addr.is_ipv4() { 28 } else { 48 };
+        a.run(|| ask_udp(addr, 1500 - headers)).unwrap_err();
+        let answer = a.run(|| ask_udp(addr, 1500 - headers));
+        answer.unwrap_or_else(|error| panic!("{addr}: {error}: {:?}", drops(&cluster)));
+    }
+    // TCP learns it too.
+    let bytes = noise(1 << 20);
+    for addr in addresses(&b, 8081) {
+        assert_eq!(stream(&a, &b, addr, addr, &bytes), hash(&bytes), "{addr}");
+    }
+}
+
+#[test]
+fn traffic_out_of_the_cluster_gets_the_node_address() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let (cluster, [a, _]) = two_pods();
+    let (outside, node) = (&cluster.outside, &cluster.nodes[0]);
+    for ip in [IpAddr::from(outside.ipv4), IpAddr::from(outside.ipv6)] {
+        let addr = SocketAddr::new(ip, 7000);
+        let _tcp = outside.run(|| Server::tcp(addr, "outside")).unwrap();
+        let _udp = outside.run(|| Server::udp(addr, "outside")).unwrap();
+        for (protocol, answer) in [
+            ("TCP", a.run(|| ask_tcp(addr))),
+            ("UDP", a.run(|| ask_udp(addr, 10))),
+        ] {
+            let answer = answer.unwrap_or_else(|error| {
+                panic!("{protocol} {addr}: {error}: {:?}", drops(&cluster))
+            });
+            assert_eq!(answer.client.ip(), node.ip_for(ip), "{protocol}");
+            assert!(
+                (20000..=23999).contains(&answer.client.port()),
+                "{protocol}: {answer:?}"
+            );
+        }
+    }
+    assert_eq!(drops(&cluster), []);
+}
