@@ -29,7 +29,8 @@ pub trait PodHook: Send + Sync + 'static {
     /// The pod's link is up and has its addresses; none of its containers runs yet. When this returns, the dataplane
     /// carries the pod's packets. An error is reported as an event, and the call is repeated later.
     ///
-    /// Must be idempotent: it is called again for each pod after the agent has restarted.
+    /// Must be idempotent: it is called again for each pod after the agent has restarted, and with another `ifindex`
+    /// after the pod's sandbox was replaced.
     async fn pod_wired(&self, pod: &PodNetwork) -> anyhow::Result<()>;
 
     /// The pod's containers have ended; its link and its addresses go when this returns. Called at least once for

@@ -104,7 +104,7 @@ impl Kubelet {
     ///
     /// # Errors
     ///
-    /// What earlier agents left cannot be read: a broken state directory, or Docker does not answer.
+    /// The watch of pods or that of Docker's events has ended, which both never should: start again.
     pub async fn run_pods(self, wiring: PodWiring) -> anyhow::Result<Infallible> {
         let Inner {
             config,

@@ -27,6 +27,9 @@ use crate::{
     worker::{Desired, Shared, Worker, identity},
 };
 
+/// When a look for orphans that failed is tried again.
+const ORPHANS_AGAIN: Duration = Duration::from_secs(5);
+
 /// The workers of all pods on this node.
 struct Pods {
     shared: Arc<Shared>,
@@ -36,7 +39,14 @@ struct Pods {
     /// Pods of a list that is still coming in; `None` outside of one.
     listing: Option<HashSet<String>>,
     /// What earlier agents left is looked for once, after the first full list.
-    orphans_found: bool,
+    orphans: Orphans,
+}
+
+enum Orphans {
+    NotListed,
+    /// The pods of the first full list.
+    Listed(HashSet<String>),
+    Found,
 }
 
 struct Handle {
@@ -59,13 +69,13 @@ pub(crate) async fn run(shared: Arc<Shared>) -> anyhow::Result<Infallible> {
         tasks: JoinSet::new(),
         uids: HashMap::new(),
         listing: None,
-        orphans_found: false,
+        orphans: Orphans::NotListed,
     };
     let mut following = pin!(follow_docker(runtime, started_or_ended));
     loop {
         tokio::select! {
             event = stream.next() => match event {
-                Some(Ok(event)) => pods.event(event).await?,
+                Some(Ok(event)) => pods.event(event).await,
                 Some(Err(error)) => warn!(error = crate::chain(&error), "watch of pods interrupted"),
                 None => anyhow::bail!("the watch of pods has ended"),
             },
@@ -75,13 +85,14 @@ pub(crate) async fn run(shared: Arc<Shared>) -> anyhow::Result<Infallible> {
                 None => anyhow::bail!("the events of Docker have ended"),
             },
             Some(ended) = pods.tasks.join_next_with_id() => pods.ended(ended),
+            () = sleep(ORPHANS_AGAIN), if matches!(pods.orphans, Orphans::Listed(_)) => pods.look_for_orphans().await,
             never = &mut following => match never {},
         }
     }
 }
 
 impl Pods {
-    async fn event(&mut self, event: watcher::Event<Pod>) -> anyhow::Result<()> {
+    async fn event(&mut self, event: watcher::Event<Pod>) {
         match event {
             watcher::Event::Init => self.listing = Some(HashSet::new()),
             watcher::Event::InitApply(pod) => {
@@ -101,11 +112,9 @@ impl Pods {
                 for uid in gone {
                     self.gone(&uid);
                 }
-                if !self.orphans_found {
-                    self.find_orphans(&listed)
-                        .await
-                        .context("look for what earlier pods left")?;
-                    self.orphans_found = true;
+                if matches!(self.orphans, Orphans::NotListed) {
+                    self.orphans = Orphans::Listed(listed);
+                    self.look_for_orphans().await;
                 }
             }
             watcher::Event::Apply(pod) => self.present(pod),
@@ -113,7 +122,6 @@ impl Pods {
                 self.gone(pod.metadata.uid.as_deref().unwrap_or_default())
             }
         }
-        Ok(())
     }
 
     fn present(&mut self, pod: Pod) {
@@ -182,6 +190,20 @@ impl Pods {
     fn wake_all(&self) {
         for worker in self.workers.values() {
             worker.wake.notify_one();
+        }
+    }
+
+    /// Until it has been done: Docker may not answer just now.
+    async fn look_for_orphans(&mut self) {
+        let Orphans::Listed(listed) = &self.orphans else {
+            return;
+        };
+        match self.find_orphans(&listed.clone()).await {
+            Ok(()) => self.orphans = Orphans::Found,
+            Err(error) => warn!(
+                error = format!("{error:#}"),
+                "what earlier pods left is not known yet"
+            ),
         }
     }
 

@@ -117,9 +117,8 @@ impl Worker {
     /// Runs until the pod is no more.
     pub async fn run(mut self) {
         loop {
+            let now = self.desired.borrow_and_update().clone();
             let mut desired = self.desired.clone();
-            let now = desired.borrow_and_update().clone();
-            self.desired.mark_unchanged();
             let looked = match &now {
                 Desired::Present(pod) if pod.metadata.deletion_timestamp.is_none() => {
                     self.last = Some(pod.clone());
