@@ -1,16 +1,16 @@
 //! IP fragments: only the first carries ports, so it leaves them for those that follow.
 
-use ebpf_abi::{FragmentKey, FragmentPorts};
+use ebpf_abi::{ConnKey, FragmentKey, FragmentPorts};
 
-use crate::{Ip, Node, parse::Headers};
+use crate::{Ip, Node};
 
 /// Gives a later fragment the ports that its first fragment left; `false` if it left none.
-#[inline(always)]
-pub(crate) fn recall<A: Ip, N: Node<A>>(node: &N, headers: &mut Headers<A>) -> bool {
-    match node.fragment(&key(headers)) {
+#[inline(never)]
+pub(crate) fn recall<A: Ip, N: Node<A>>(node: &N, tuple: &mut ConnKey<A>, id_be: u32) -> bool {
+    match node.fragment(&key(tuple, id_be)) {
         Some(ports) => {
-            headers.tuple.src_port_be = ports.src_port_be;
-            headers.tuple.dst_port_be = ports.dst_port_be;
+            tuple.src_port_be = ports.src_port_be;
+            tuple.dst_port_be = ports.dst_port_be;
             true
         }
         None => false,
@@ -18,22 +18,22 @@ pub(crate) fn recall<A: Ip, N: Node<A>>(node: &N, headers: &mut Headers<A>) -> b
 }
 
 /// Leaves a first fragment's ports for those that follow.
-#[inline(always)]
-pub(crate) fn remember<A: Ip, N: Node<A>>(node: &N, headers: &Headers<A>) {
+#[inline(never)]
+pub(crate) fn remember<A: Ip, N: Node<A>>(node: &N, tuple: &ConnKey<A>, id_be: u32) {
     let ports = FragmentPorts {
-        src_port_be: headers.tuple.src_port_be,
-        dst_port_be: headers.tuple.dst_port_be,
+        src_port_be: tuple.src_port_be,
+        dst_port_be: tuple.dst_port_be,
     };
-    node.fragment_insert(&key(headers), &ports);
+    node.fragment_insert(&key(tuple, id_be), &ports);
 }
 
 #[inline(always)]
-fn key<A: Ip>(headers: &Headers<A>) -> FragmentKey<A> {
+fn key<A: Ip>(tuple: &ConnKey<A>, id_be: u32) -> FragmentKey<A> {
     FragmentKey {
-        src: headers.tuple.src,
-        dst: headers.tuple.dst,
-        id_be: headers.fragment_id_be,
-        protocol: headers.tuple.protocol,
+        src: tuple.src,
+        dst: tuple.dst,
+        id_be,
+        protocol: tuple.protocol,
         pad: [0; 3],
     }
 }

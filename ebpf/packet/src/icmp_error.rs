@@ -11,7 +11,6 @@ use crate::{
     ip::{FrameBytes, IP_AT},
     parse::{Headers, protocol},
     path::Origin,
-    track,
     verdict::Step,
     write::{address_difference, checksum_at, covers_addresses, port_difference},
 };
@@ -59,20 +58,10 @@ fn translate_quote<A: Ip, P: Packet, N: Node<A>>(
     if !quote.read(packet) {
         return 0;
     }
-    let new = {
-        let key = quote.tuple.reversed();
-        let Some(entry) = node.conn(&key) else {
-            return 0;
-        };
-        let answer = track::target(&key, &entry.read());
-        *change = Change {
-            old_src: key.src,
-            new_src: answer.src,
-            old_dst: key.dst,
-            new_dst: answer.dst,
-        };
-        answer.reversed()
-    };
+    let mut new = ConnKey::default();
+    if !original(node, &quote.tuple, &mut new, change) {
+        return 0;
+    }
     let difference = quote.write(packet, &new);
     let field = ChecksumField {
         pseudo_header: false,
@@ -87,6 +76,29 @@ fn translate_quote<A: Ip, P: Packet, N: Node<A>>(
         return DropReason::RewriteFailed as u32;
     }
     0
+}
+
+/// What the quoted packet was before its translation; `false` if it was not translated.
+#[inline(never)]
+fn original<A: Ip, N: Node<A>>(
+    node: &N,
+    quoted: &ConnKey<A>,
+    new: &mut ConnKey<A>,
+    change: &mut Change<A>,
+) -> bool {
+    let key = quoted.reversed();
+    let Some(entry) = node.conn(&key) else {
+        return false;
+    };
+    let answer = entry.target(&key);
+    *change = Change {
+        old_src: key.src,
+        new_src: answer.src,
+        old_dst: key.dst,
+        new_dst: answer.dst,
+    };
+    *new = answer.reversed();
+    true
 }
 
 /// Where the ICMP header starts; 0 if the packet is malformed, which [`send`] then says.

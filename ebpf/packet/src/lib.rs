@@ -28,7 +28,7 @@ mod verdict;
 mod write;
 
 pub use ip::{Frame, Ip};
-pub use node::{Entry, Inserted, Node};
+pub use node::{ConnState, Entry, Inserted, Node};
 pub use packet::{ChecksumField, OutOfBounds, Packet};
 pub use path::{from_host, from_network, from_pod};
 pub use socket::{Connect, connect, peer_name};

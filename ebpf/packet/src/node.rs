@@ -17,11 +17,23 @@ pub enum Inserted {
     Full,
 }
 
-/// A connection entry in its table.
+/// What an entry says beside the tuple.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ConnState {
+    pub last_seen_ns: u64,
+    pub backend_id: u32,
+    pub backend_epoch: u32,
+    /// See [`ebpf_abi::conn_flag`].
+    pub flags: u32,
+}
+
+/// A connection entry in its table. Read in two parts, since a whole one takes much of the stack of an eBPF program.
 pub trait Entry<A> {
-    fn read(&self) -> Conn<A>;
-    /// Notes a packet: when it came, and which [`ebpf_abi::conn_flag`] bits to add.
-    fn record(&self, conn: &Conn<A>, now_ns: u64, flags: u32);
+    /// The tuple that a packet with this key gets.
+    fn target(&self, key: &ConnKey<A>) -> ConnKey<A>;
+    fn state(&self) -> ConnState;
+    /// Notes a packet: when it came, and which [`ebpf_abi::conn_flag`] bits to add to the state that was read.
+    fn record(&self, state: &ConnState, now_ns: u64, flags: u32);
 }
 
 /// The tables of one address family, the time and random numbers.

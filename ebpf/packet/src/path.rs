@@ -177,7 +177,8 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
     if matches!(headers.kind, Kind::IcmpError) {
         return Step::ICMP_ERROR;
     }
-    let known = !matches!(headers.kind, Kind::LaterFragment) || fragment::recall(node, headers);
+    let known = !matches!(headers.kind, Kind::LaterFragment)
+        || fragment::recall(node, &mut headers.tuple, headers.fragment_id_be);
     let mut target = headers.tuple;
     let translated = known
         && !matches!(headers.kind, Kind::IcmpOther)
@@ -185,7 +186,7 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
     let way = Way::find(node, &target.dst);
     if translated {
         if matches!(headers.kind, Kind::FirstFragment) {
-            fragment::remember(node, headers);
+            fragment::remember(node, &headers.tuple, headers.fragment_id_be);
         }
     } else if !overlay && known {
         if way.is_pod() {
@@ -214,13 +215,14 @@ fn follow_connection<A: Ip, N: Node<A>>(
     let Some(entry) = node.conn(&headers.tuple) else {
         return false;
     };
-    let conn = entry.read();
-    if track::is_stale(node, headers, &conn) {
-        track::forget(node, &headers.tuple, &conn);
+    let state = entry.state();
+    *target = entry.target(&headers.tuple);
+    if track::is_stale(node, headers, &state, target) {
+        track::forget(node, &headers.tuple, target);
+        *target = headers.tuple;
         return false;
     }
-    entry.record(&conn, node.now_ns(), track::flags_of(headers));
-    *target = track::target(&headers.tuple, &conn);
+    entry.record(&state, node.now_ns(), track::flags_of(headers));
     true
 }
 

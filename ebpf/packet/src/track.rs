@@ -4,6 +4,7 @@ use ebpf_abi::{Config, Conn, ConnKey, DropReason, conn_flag};
 
 use crate::{
     Entry, Inserted, Ip, Node,
+    node::ConnState,
     parse::{Headers, protocol, tcp},
 };
 
@@ -11,19 +12,6 @@ use crate::{
 const PORT_TRIES: u32 = 16;
 /// First port that source NAT takes at its own address: below are those that servers use.
 const FIRST_OWN_PORT: u16 = 1024;
-
-/// The tuple that a packet with this entry gets.
-#[inline(always)]
-pub(crate) fn target<A: Ip>(key: &ConnKey<A>, conn: &Conn<A>) -> ConnKey<A> {
-    ConnKey {
-        src: conn.src,
-        dst: conn.dst,
-        src_port_be: conn.src_port_be,
-        dst_port_be: conn.dst_port_be,
-        protocol: key.protocol,
-        pad: [0; 3],
-    }
-}
 
 /// The flags that a TCP segment leaves on its direction's entry.
 #[inline(always)]
@@ -50,49 +38,55 @@ pub(crate) fn flags_of<A: Ip>(headers: &Headers<A>) -> u32 {
 /// UDP leaves a backend whose epoch has moved on at once. TCP stays with it (it drains), unless the packet opens a
 /// connection; an opening one also leaves a connection that is finished.
 #[inline(always)]
-pub(crate) fn is_stale<A: Ip, N: Node<A>>(node: &N, headers: &Headers<A>, conn: &Conn<A>) -> bool {
+pub(crate) fn is_stale<A: Ip, N: Node<A>>(
+    node: &N,
+    headers: &Headers<A>,
+    state: &ConnState,
+    target: &ConnKey<A>,
+) -> bool {
     if headers.is_tcp() {
         return headers.is_tcp_open()
-            && (epoch_moved_on(node, conn) || is_finished(node, &headers.tuple, conn));
+            && (epoch_moved_on(node, state) || is_finished(node, target, state.flags));
     }
-    epoch_moved_on(node, conn)
+    epoch_moved_on(node, state)
 }
 
 #[inline(always)]
-fn epoch_moved_on<A: Ip, N: Node<A>>(node: &N, conn: &Conn<A>) -> bool {
-    conn.flags & (conn_flag::SERVICE | conn_flag::REPLY) == conn_flag::SERVICE
+fn epoch_moved_on<A: Ip, N: Node<A>>(node: &N, state: &ConnState) -> bool {
+    state.flags & (conn_flag::SERVICE | conn_flag::REPLY) == conn_flag::SERVICE
         && node
-            .backend(conn.backend_id)
-            .is_none_or(|backend| backend.epoch != conn.backend_epoch)
+            .backend(state.backend_id)
+            .is_none_or(|backend| backend.epoch != state.backend_epoch)
 }
 
-/// Whether either direction has seen the end of its TCP connection.
-#[inline(always)]
-fn is_finished<A: Ip, N: Node<A>>(node: &N, key: &ConnKey<A>, conn: &Conn<A>) -> bool {
+/// Whether either direction of a TCP connection has seen its end: the one with these flags, whose packets get
+/// `target`, or the other.
+#[inline(never)]
+fn is_finished<A: Ip, N: Node<A>>(node: &N, target: &ConnKey<A>, flags: u32) -> bool {
     const END: u32 = conn_flag::TCP_FIN | conn_flag::TCP_RST;
-    conn.flags & END != 0
+    flags & END != 0
         || node
-            .conn(&target(key, conn).reversed())
-            .is_some_and(|other| other.read().flags & END != 0)
+            .conn(&target.reversed())
+            .is_some_and(|other| other.state().flags & END != 0)
 }
 
-/// Removes both entries of a connection.
-#[inline(always)]
-pub(crate) fn forget<A: Ip, N: Node<A>>(node: &N, key: &ConnKey<A>, conn: &Conn<A>) {
-    node.conn_remove(&target(key, conn).reversed());
+/// Removes both entries of the connection whose packets with `key` get `target`.
+#[inline(never)]
+pub(crate) fn forget<A: Ip, N: Node<A>>(node: &N, key: &ConnKey<A>, target: &ConnKey<A>) {
+    node.conn_remove(&target.reversed());
     node.conn_remove(key);
 }
 
 /// Removes the pair of an earlier connection through a service whose answers a direct packet's answers would be taken
 /// for: client:port -> ClusterIP was balanced to the backend to which client:port now talks directly.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn forget_stale_reverse<A: Ip, N: Node<A>>(node: &N, tuple: &ConnKey<A>) {
     let reverse = tuple.reversed();
-    if let Some(entry) = node.conn(&reverse) {
-        let conn = entry.read();
-        if conn.flags & conn_flag::REPLY != 0 {
-            forget(node, &reverse, &conn);
-        }
+    if let Some(entry) = node.conn(&reverse)
+        && entry.state().flags & conn_flag::REPLY != 0
+    {
+        node.conn_remove(&entry.target(&reverse).reversed());
+        node.conn_remove(&reverse);
     }
 }
 
@@ -182,9 +176,9 @@ impl<A: Ip> New<A> {
             Inserted::Done => 0,
             // Another processor tracked the same connection in between: its pair stays, ours is withdrawn.
             Inserted::Taken => {
-                if !node
+                if node
                     .conn(key)
-                    .is_some_and(|there| have_same_target(&there.read(), &conn))
+                    .is_none_or(|there| there.target(key) != self.target)
                 {
                     node.conn_remove(&self.target.reversed());
                 }
@@ -258,21 +252,17 @@ fn is_ours_or_finished<A: Ip, N: Node<A>>(node: &N, key: &ConnKey<A>, answer: &C
     let Some(entry) = node.conn(key) else {
         return node.conn_insert(key, answer) == Inserted::Done;
     };
-    let there = entry.read();
-    if have_same_target(&there, answer) {
+    let there = entry.target(key);
+    if there.src == answer.src
+        && there.dst == answer.dst
+        && there.src_port_be == answer.src_port_be
+        && there.dst_port_be == answer.dst_port_be
+    {
         return true;
     }
-    if key.protocol == protocol::TCP && is_finished(node, key, &there) {
+    if key.protocol == protocol::TCP && is_finished(node, &there, entry.state().flags) {
         forget(node, key, &there);
         return node.conn_insert(key, answer) == Inserted::Done;
     }
     false
-}
-
-#[inline(always)]
-fn have_same_target<A: Ip>(a: &Conn<A>, b: &Conn<A>) -> bool {
-    a.src == b.src
-        && a.dst == b.dst
-        && a.src_port_be == b.src_port_be
-        && a.dst_port_be == b.dst_port_be
 }

@@ -8,7 +8,7 @@ use ebpf_abi::{
     Addr4, Addr6, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey, FragmentPorts, Frontend,
     FrontendKey, Peer, RouteKey, Service,
 };
-use ebpf_packet::{Entry, Inserted, Ip, Node};
+use ebpf_packet::{ConnState, Entry, Inserted, Ip, Node};
 
 use crate::{atomic, maps};
 
@@ -25,20 +25,40 @@ pub struct KernelEntry<A>(*mut Conn<A>);
 
 impl<A: Ip> Entry<A> for KernelEntry<A> {
     #[inline(always)]
-    fn read(&self) -> Conn<A> {
+    fn target(&self, key: &ConnKey<A>) -> ConnKey<A> {
         // SAFETY: the pointer comes from a lookup and stays readable while the program runs; a torn read of an entry
         // that another processor replaces at this moment is one packet of a connection that just ended.
-        unsafe { *self.0 }
+        let conn = unsafe { &*self.0 };
+        ConnKey {
+            src: conn.src,
+            dst: conn.dst,
+            src_port_be: conn.src_port_be,
+            dst_port_be: conn.dst_port_be,
+            protocol: key.protocol,
+            pad: [0; 3],
+        }
     }
 
     #[inline(always)]
-    fn record(&self, conn: &Conn<A>, now_ns: u64, flags: u32) {
-        if now_ns.wrapping_sub(conn.last_seen_ns) >= TIME_RESOLUTION_NS {
-            // SAFETY: as in `read`; the word is aligned, so that it is written at once.
+    fn state(&self) -> ConnState {
+        // SAFETY: as in `target`.
+        let conn = unsafe { &*self.0 };
+        ConnState {
+            last_seen_ns: conn.last_seen_ns,
+            backend_id: conn.backend_id,
+            backend_epoch: conn.backend_epoch,
+            flags: conn.flags,
+        }
+    }
+
+    #[inline(always)]
+    fn record(&self, state: &ConnState, now_ns: u64, flags: u32) {
+        if now_ns.wrapping_sub(state.last_seen_ns) >= TIME_RESOLUTION_NS {
+            // SAFETY: as in `target`; the word is aligned, so that it is written at once.
             unsafe { (&raw mut (*self.0).last_seen_ns).write_volatile(now_ns) };
         }
-        if flags & !conn.flags != 0 {
-            // SAFETY: as in `read`; every processor changes the flags by atomic operations only.
+        if flags & !state.flags != 0 {
+            // SAFETY: as in `target`; every processor changes the flags by atomic operations only.
             unsafe { atomic::or(&raw mut (*self.0).flags, flags) };
         }
     }

@@ -10,7 +10,7 @@ use ebpf_abi::{
     Addr4, Addr6, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey, FragmentPorts, Frontend,
     FrontendKey, Peer, RouteKey, Service,
 };
-use ebpf_packet::{Entry, Inserted, Ip, Node};
+use ebpf_packet::{ConnState, Entry, Inserted, Ip, Node};
 
 type Conns<A> = BTreeMap<ConnKey<A>, Rc<Cell<Conn<A>>>>;
 
@@ -80,14 +80,31 @@ impl Has<Addr6> for TestNode {
 pub struct TestEntry<A>(Rc<Cell<Conn<A>>>);
 
 impl<A: Ip> Entry<A> for TestEntry<A> {
-    fn read(&self) -> Conn<A> {
-        self.0.get()
+    fn target(&self, key: &ConnKey<A>) -> ConnKey<A> {
+        let conn = self.0.get();
+        ConnKey {
+            src: conn.src,
+            dst: conn.dst,
+            src_port_be: conn.src_port_be,
+            dst_port_be: conn.dst_port_be,
+            ..*key
+        }
     }
 
-    fn record(&self, conn: &Conn<A>, now_ns: u64, flags: u32) {
+    fn state(&self) -> ConnState {
+        let conn = self.0.get();
+        ConnState {
+            last_seen_ns: conn.last_seen_ns,
+            backend_id: conn.backend_id,
+            backend_epoch: conn.backend_epoch,
+            flags: conn.flags,
+        }
+    }
+
+    fn record(&self, state: &ConnState, now_ns: u64, flags: u32) {
         self.0.set(Conn {
             last_seen_ns: now_ns,
-            flags: conn.flags | flags,
+            flags: state.flags | flags,
             ..self.0.get()
         });
     }
