@@ -6,11 +6,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use node_agent_host::{Ipam, Network, Uplink, bpffs_mounted, cgroup2_root, mount_bpffs};
-use node_agent_kubelet::{Kubelet, KubeletConfig, PodWiring};
+use node_agent_kubelet::PodWiring;
 use node_agent_maps::{Attached, Dataplane, Options as DataplaneOptions, Program};
 use node_agent_model::ChangeId;
 use node_agent_overlay::{Mode, Overlay, OverlayOptions, VtepMac};
@@ -18,7 +17,7 @@ use node_agent_reconcile::{Handle, Metrics, Options, Reconciler};
 use node_agent_reflect::SOURCES;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::collect::CollectMetrics;
 use crate::flags::Flags;
@@ -27,12 +26,11 @@ use crate::own_node::{Assigned, OwnNode};
 use crate::pods::Pods;
 use crate::readiness::Readiness;
 use crate::streams::Streams;
-use crate::{client, collect, events, host, http, pods, scrape};
+use crate::{client, collect, events, host, http, kubelet, pods, scrape};
 
 /// The source of what the agent finds on its own machine.
 const HOST_SOURCE: &str = "this host";
 const BPFFS: &str = "/sys/fs/bpf";
-const RETRY: Duration = Duration::from_millis(500);
 
 /// Runs the agent; returns only when something that must run for ever has ended.
 ///
@@ -60,12 +58,12 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     let client = client::connect(&flags).await?;
     let mut tasks = JoinSet::new();
     let kubelet = match flags.kubelet {
-        true => Some(start_kubelet(&flags, &uplink, &client, &readiness, &mut tasks).await?),
+        true => Some(kubelet::start(&flags, &uplink, &client, &readiness, &mut tasks).await?),
         false => None,
     };
     if let Some(kubelet) = &kubelet {
-        // Registered once; the cell is empty until here.
-        let _ = kubelet_metrics.set(kubelet.clone());
+        // The cell is empty until here.
+        let _ = kubelet_metrics.set(kubelet.metrics());
     }
     let own_node = OwnNode::new(client.clone(), &flags.node_name);
     let assigned = own_node.wait_for_pod_cidrs(&readiness).await?;
@@ -132,13 +130,13 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
             mtu: overlay.mtu(),
             hook,
         };
-        spawn(&mut tasks, "kubelet", run_pods(kubelet, wiring));
+        spawn(&mut tasks, "kubelet", kubelet.run(wiring));
     }
     readiness.started();
     first_to_end(tasks).await
 }
 
-type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
+pub type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
 
 fn spawn(tasks: &mut Tasks, part: &'static str, work: impl Future<Output = ()> + Send + 'static) {
     tasks.spawn(async move {
@@ -171,66 +169,15 @@ async fn open_dataplane(pin_dir: std::path::PathBuf) -> anyhow::Result<Dataplane
     opened.context("opening the dataplane")
 }
 
-async fn start_kubelet(
-    flags: &Flags,
-    uplink: &Uplink,
-    client: &kube::Client,
-    readiness: &Readiness,
-    tasks: &mut Tasks,
-) -> anyhow::Result<Kubelet> {
-    readiness.stage(format!(
-        "connecting to Docker at {}",
-        flags.docker_socket.display()
-    ));
-    let v4 = uplink.v4.first().map(|ip| (*ip).into());
-    let v6 = uplink.v6.first().map(|ip| (*ip).into());
-    let config = KubeletConfig {
-        node_name: flags.node_name.clone(),
-        node_ips: v4.into_iter().chain(v6).collect(),
-        docker_socket: flags.docker_socket.clone(),
-        pause_image: flags.pause_image.clone(),
-        state_dir: flags.state_dir.clone(),
-    };
-    let kubelet = Kubelet::connect(config, client.clone()).await?;
-    readiness.stage(format!("registering Node {}", flags.node_name));
-    while let Err(error) = kubelet.register_node().await {
-        warn!(
-            error = format!("{error:#}"),
-            "the Node could not be registered, trying again"
-        );
-        tokio::time::sleep(RETRY).await;
-    }
-    let heartbeats = kubelet.clone();
-    tasks.spawn(async move { match heartbeats.run_heartbeats().await {} });
-    Ok(kubelet)
-}
-
-/// What an earlier agent left may be unreadable for a moment; the pods that run must not pay for it.
-async fn run_pods(kubelet: Kubelet, wiring: PodWiring) {
-    loop {
-        match kubelet.clone().run_pods(wiring.clone()).await {
-            Ok(never) => match never {},
-            Err(error) => warn!(
-                error = format!("{error:#}"),
-                "pods could not be run, trying again"
-            ),
-        }
-        tokio::time::sleep(RETRY).await;
-    }
-}
-
 fn overlay(flags: &Flags, uplink: &Uplink, assigned: &Assigned) -> anyhow::Result<Overlay> {
-    let v4 = uplink.v4.first().map(|ip| (*ip).into());
-    let underlay = v4
-        .or(uplink.v6.first().map(|ip| (*ip).into()))
-        .context("the uplink has no address")?;
     // Peers keep our address over a restart: it is the one that we published.
     let published =
         Overlay::published_mac(&assigned.annotations).filter(|_| flags.overlay == Mode::Vxlan);
     let options = OverlayOptions {
         node_name: flags.node_name.clone(),
         mode: flags.overlay,
-        underlay,
+        underlay_v4: uplink.v4.first().copied(),
+        underlay_v6: uplink.v6.first().copied(),
         uplink_mtu: uplink.mtu,
         port: flags.vxlan_port,
         vni: flags.vni,

@@ -156,15 +156,15 @@ impl Prefixes {
         Self(Arc::new(watch::channel(BTreeMap::new()).0))
     }
 
-    /// `None` for a node that is gone or no peer.
-    pub fn set(&self, node: &str, prefixes: Option<&[IpNetwork]>) {
-        self.0.send_if_modified(|nodes| match prefixes {
-            Some(prefixes) if nodes.get(node).map(Vec::as_slice) == Some(prefixes) => false,
-            Some(prefixes) => {
-                nodes.insert(node.to_owned(), prefixes.to_vec());
-                true
+    /// None for a node that is gone or no peer.
+    pub fn set(&self, node: &str, prefixes: Vec<IpNetwork>) {
+        self.0.send_if_modified(|nodes| {
+            if prefixes.is_empty() {
+                return nodes.remove(node).is_some();
             }
-            None => nodes.remove(node).is_some(),
+            let changed = nodes.get(node) != Some(&prefixes);
+            nodes.insert(node.to_owned(), prefixes);
+            changed
         });
     }
 

@@ -8,6 +8,7 @@ mod events;
 mod flags;
 mod host;
 mod http;
+mod kubelet;
 mod own_node;
 mod pods;
 mod readiness;

@@ -75,23 +75,21 @@ impl Streams {
             );
             return Ok(());
         }
-        let peer = match node.as_ref().map(|node| self.overlay.peer(node)) {
-            Some(Ok(peer)) => {
-                self.ignored.remove(&name);
-                Some(peer)
-            }
-            Some(Err(reason)) => {
-                self.log_once(&name, &reason);
-                None
-            }
+        let (changes, why_not) = self.overlay.changes(&name, node.as_ref());
+        match why_not {
+            Some(reason) => self.log_once(&name, &reason),
             None => {
                 self.ignored.remove(&name);
-                None
             }
-        };
-        self.prefixes
-            .set(&name, peer.as_ref().map(|peer| peer.prefixes.as_slice()));
-        self.handle.change(Change::Peer(name, peer), id).await?;
+        }
+        let prefixes = changes.iter().flat_map(|change| match change {
+            Change::Peer(_, Some(peer)) => peer.prefixes.clone(),
+            _ => Vec::new(),
+        });
+        self.prefixes.set(&name, prefixes.collect());
+        for change in changes {
+            self.handle.change(change, id.clone()).await?;
+        }
         Ok(())
     }
 

@@ -10,6 +10,8 @@ pub const BACKEND_TYPE: &str = "flannel.alpha.coreos.com/backend-type";
 pub const BACKEND_DATA: &str = "flannel.alpha.coreos.com/backend-data";
 /// The node's address on the underlay.
 pub const PUBLIC_IP: &str = "flannel.alpha.coreos.com/public-ip";
+pub const PUBLIC_IPV6: &str = "flannel.alpha.coreos.com/public-ipv6";
+pub const PUBLIC_IPV6_OVERWRITE: &str = "flannel.alpha.coreos.com/public-ipv6-overwrite";
 /// Set by the administrator; the node copies it over its public IP.
 pub const PUBLIC_IP_OVERWRITE: &str = "flannel.alpha.coreos.com/public-ip-overwrite";
 

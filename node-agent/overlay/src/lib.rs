@@ -11,6 +11,7 @@ mod overlay;
 
 pub use annotation::{
     BACKEND_DATA, BACKEND_TYPE, BackendData, KUBE_SUBNET_MANAGER, PUBLIC_IP, PUBLIC_IP_OVERWRITE,
+    PUBLIC_IPV6, PUBLIC_IPV6_OVERWRITE,
 };
 pub use header::vxlan_header;
 pub use mac::VtepMac;

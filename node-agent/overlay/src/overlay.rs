@@ -1,14 +1,15 @@
 //! From Nodes to peers and routes.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ebpf_abi::{Family, Peer, overlay_header, peer_mode};
-use node_agent_model::{Node, PeerRoutes};
+use node_agent_model::{Change, Node, PeerRoutes};
 
 use crate::annotation::{
     BACKEND_DATA, BACKEND_TYPE, BackendData, KUBE_SUBNET_MANAGER, PUBLIC_IP, PUBLIC_IP_OVERWRITE,
+    PUBLIC_IPV6, PUBLIC_IPV6_OVERWRITE,
 };
 use crate::header::Vtep;
 use crate::{VtepMac, vxlan_header};
@@ -30,8 +31,9 @@ pub enum Mode {
 pub struct OverlayOptions {
     pub node_name: String,
     pub mode: Mode,
-    /// This node's address on the uplink.
-    pub underlay: IpAddr,
+    /// This node's addresses on the uplink.
+    pub underlay_v4: Option<Ipv4Addr>,
+    pub underlay_v6: Option<Ipv6Addr>,
     /// MTU of the uplink, in bytes.
     pub uplink_mtu: u32,
     /// UDP destination port.
@@ -53,7 +55,9 @@ pub enum OverlayError {
         "--overlay vxlan over the IPv6 underlay {0} is not there yet: give --uplink an interface with an IPv4 address, \
          or choose --overlay direct"
     )]
-    Ipv6Underlay(IpAddr),
+    Ipv6Underlay(Ipv6Addr),
+    #[error("--uplink has no address: give it one, or name another interface")]
+    NoAddress,
     #[error("--vni {0} has more than 24 bits: choose one from 1 to 16777215")]
     Vni(u32),
     #[error(
@@ -86,8 +90,11 @@ pub enum NotAPeer {
     },
     #[error("its VNI is {found}, this node's is {expected}")]
     OtherVni { found: u32, expected: u32 },
-    #[error("its annotation {PUBLIC_IP} is {0:?}, which is no address of the underlay's family")]
-    BadPublicIp(String),
+    #[error("its annotation {annotation} is {text:?}, which is no address of that family")]
+    BadAddress {
+        annotation: &'static str,
+        text: String,
+    },
 }
 
 impl Mode {
@@ -117,8 +124,12 @@ impl Overlay {
     ///
     /// When the options contradict each other or the underlay.
     pub fn new(options: OverlayOptions) -> Result<Self, OverlayError> {
-        if options.mode == Mode::Vxlan && options.underlay.is_ipv6() {
-            return Err(OverlayError::Ipv6Underlay(options.underlay));
+        match (options.underlay_v4, options.underlay_v6) {
+            (None, None) => return Err(OverlayError::NoAddress),
+            (None, Some(v6)) if options.mode == Mode::Vxlan => {
+                return Err(OverlayError::Ipv6Underlay(v6));
+            }
+            _ => {}
         }
         if options.vni == 0 || options.vni >= 1 << 24 {
             return Err(OverlayError::Vni(options.vni));
@@ -151,38 +162,60 @@ impl Overlay {
 
     /// What this node's Node object must say, given what it says now.
     pub fn annotations(&self, now: &BTreeMap<String, String>) -> BTreeMap<&'static str, String> {
-        let data = match self.options.mode {
+        let options = &self.options;
+        let data = match options.mode {
             Mode::Vxlan => {
                 let data = BackendData {
-                    vni: self.options.vni,
-                    vtep_mac: self.options.mac,
+                    vni: options.vni,
+                    vtep_mac: options.mac,
                 };
                 serde_json::to_string(&data).expect("a number and a string serialize")
             }
             Mode::Direct => "null".to_owned(),
         };
-        let overwrite = now
-            .get(PUBLIC_IP_OVERWRITE)
-            .filter(|text| !text.is_empty())
-            .cloned();
-        BTreeMap::from([
+        let mut wanted = BTreeMap::from([
             (KUBE_SUBNET_MANAGER, "true".to_owned()),
-            (BACKEND_TYPE, self.options.mode.backend_type().to_owned()),
+            (BACKEND_TYPE, options.mode.backend_type().to_owned()),
             (BACKEND_DATA, data),
-            (
+        ]);
+        let overwrite = |key| now.get(key).filter(|text| !text.is_empty()).cloned();
+        if let Some(v4) = options.underlay_v4 {
+            wanted.insert(
                 PUBLIC_IP,
-                overwrite.unwrap_or_else(|| self.options.underlay.to_string()),
-            ),
-        ])
+                overwrite(PUBLIC_IP_OVERWRITE).unwrap_or_else(|| v4.to_string()),
+            );
+        }
+        // Over VXLAN both families go by the IPv4 underlay: an IPv6 one would be an invitation to use it.
+        if let (Some(v6), Mode::Direct) = (options.underlay_v6, options.mode) {
+            wanted.insert(
+                PUBLIC_IPV6,
+                overwrite(PUBLIC_IPV6_OVERWRITE).unwrap_or_else(|| v6.to_string()),
+            );
+        }
+        wanted
     }
 
-    /// How to reach a node, and what lies there.
+    /// What a Node, or its absence, means to the model; and if it gets no route, why.
     ///
-    /// # Errors
-    ///
-    /// Says why the Node gets no route; it may get one when it changes.
-    pub fn peer(&self, node: &Node) -> Result<PeerRoutes, NotAPeer> {
-        if node.name == self.options.node_name {
+    /// A node is one peer over VXLAN, and one a family where packets are only routed: the next hop of an IPv6 packet has
+    /// an IPv6 address.
+    pub fn changes(&self, name: &str, node: Option<&Node>) -> ([Change; 2], Option<NotAPeer>) {
+        let (peers, reason) = match node.map(|node| self.peers(node)) {
+            Some(Ok(peers)) => (peers, None),
+            Some(Err(reason)) => ([None, None], Some(reason)),
+            None => ([None, None], None),
+        };
+        let [first, ipv6] = peers;
+        let changes = [
+            Change::Peer(name.to_owned(), first),
+            Change::Peer(format!("{name}/ipv6"), ipv6),
+        ];
+        (changes, reason)
+    }
+
+    fn peers(&self, node: &Node) -> Result<[Option<PeerRoutes>; 2], NotAPeer> {
+        let options = &self.options;
+        if node.name == options.node_name {
             return Err(NotAPeer::Own);
         }
         if node.pod_cidrs.is_empty() {
@@ -193,7 +226,7 @@ impl Overlay {
         if annotation(KUBE_SUBNET_MANAGER)? != "true" {
             return Err(NotAPeer::NoAnnotation(KUBE_SUBNET_MANAGER));
         }
-        let expected = self.options.mode.backend_type();
+        let expected = options.mode.backend_type();
         let found = annotation(BACKEND_TYPE)?;
         if found != expected {
             return Err(NotAPeer::OtherBackend {
@@ -201,29 +234,45 @@ impl Overlay {
                 expected,
             });
         }
-        let public_ip = annotation(PUBLIC_IP)?;
-        let peer = match (self.options.mode, self.options.underlay) {
-            (Mode::Vxlan, IpAddr::V4(own)) => {
-                let remote = public_ip
-                    .parse()
-                    .map_err(|_| NotAPeer::BadPublicIp(public_ip.clone()))?;
-                self.vxlan_peer(own, remote, annotation(BACKEND_DATA)?)?
-            }
-            (_, own) => {
-                let remote = public_ip
-                    .parse()
-                    .ok()
-                    .filter(|remote: &IpAddr| remote.is_ipv4() == own.is_ipv4());
-                direct_peer(
-                    remote.ok_or_else(|| NotAPeer::BadPublicIp(public_ip.clone()))?,
-                    self.mtu(),
-                )
-            }
-        };
-        Ok(PeerRoutes {
-            peer,
-            prefixes: node.pod_cidrs.clone(),
-        })
+        if let (Mode::Vxlan, Some(own)) = (options.mode, options.underlay_v4) {
+            let remote = address(PUBLIC_IP, annotation(PUBLIC_IP)?)?;
+            let peer = self.vxlan_peer(own, remote, annotation(BACKEND_DATA)?)?;
+            return Ok([
+                Some(PeerRoutes {
+                    peer,
+                    prefixes: node.pod_cidrs.clone(),
+                }),
+                None,
+            ]);
+        }
+        let direct =
+            |v4: bool, remote: Result<IpAddr, NotAPeer>| -> Result<Option<PeerRoutes>, NotAPeer> {
+                let prefixes: Vec<_> = node
+                    .pod_cidrs
+                    .iter()
+                    .copied()
+                    .filter(|cidr| cidr.is_ipv4() == v4)
+                    .collect();
+                let has_underlay = if v4 {
+                    options.underlay_v4.is_some()
+                } else {
+                    options.underlay_v6.is_some()
+                };
+                if prefixes.is_empty() || !has_underlay {
+                    return Ok(None);
+                }
+                Ok(Some(PeerRoutes {
+                    peer: direct_peer(remote?, self.mtu()),
+                    prefixes,
+                }))
+            };
+        let v4 = annotation(PUBLIC_IP)
+            .and_then(|text| address::<Ipv4Addr>(PUBLIC_IP, text))
+            .map(IpAddr::V4);
+        let v6 = annotation(PUBLIC_IPV6)
+            .and_then(|text| address::<Ipv6Addr>(PUBLIC_IPV6, text))
+            .map(IpAddr::V6);
+        Ok([direct(true, v4)?, direct(false, v6)?])
     }
 
     fn vxlan_peer(&self, own: Ipv4Addr, remote: Ipv4Addr, data: &str) -> Result<Peer, NotAPeer> {
@@ -258,6 +307,13 @@ impl Overlay {
     }
 }
 
+fn address<A: FromStr>(annotation: &'static str, text: &str) -> Result<A, NotAPeer> {
+    text.parse().map_err(|_| NotAPeer::BadAddress {
+        annotation,
+        text: text.to_owned(),
+    })
+}
+
 fn direct_peer(remote: IpAddr, mtu: u32) -> Peer {
     let mut underlay_addr = [0; 16];
     let underlay_family = match remote {
@@ -287,7 +343,8 @@ mod tests {
         Overlay::new(OverlayOptions {
             node_name: "a".to_owned(),
             mode,
-            underlay: "192.0.2.1".parse().unwrap(),
+            underlay_v4: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            underlay_v6: Some("2001:db8::1".parse().unwrap()),
             uplink_mtu: 1500,
             port: 8472,
             vni: 1,
@@ -318,7 +375,9 @@ mod tests {
 
     #[test]
     fn both_pod_cidrs_of_a_flannel_node_lead_to_its_one_peer() {
-        let routes = overlay(Mode::Vxlan).peer(&flannel_node()).unwrap();
+        let [routes, none] = overlay(Mode::Vxlan).peers(&flannel_node()).unwrap();
+        assert_eq!(none, None);
+        let routes = routes.unwrap();
         assert_eq!(routes.prefixes.len(), 2);
         assert_eq!(
             (routes.peer.mode, routes.peer.header_len, routes.peer.mtu),
@@ -349,9 +408,11 @@ mod tests {
                 ..overlay(mode).options
             })
             .unwrap();
-            let routes = other.peer(&node).unwrap();
-            assert_eq!(routes.peer.underlay_addr[..4], [192, 0, 2, 1]);
-            assert!(matches!(overlay(mode).peer(&node), Err(NotAPeer::Own)));
+            let [first, ipv6] = other.peers(&node).unwrap();
+            assert_eq!(first.unwrap().peer.underlay_addr[..4], [192, 0, 2, 1]);
+            let ipv6 = ipv6.map(|routes| (routes.peer.underlay_addr[0], routes.prefixes.len()));
+            assert_eq!(ipv6, (mode == Mode::Direct).then_some((0x20, 1)));
+            assert!(matches!(overlay(mode).peers(&node), Err(NotAPeer::Own)));
         }
     }
 
@@ -381,7 +442,7 @@ mod tests {
         let with = |key: &str, text: &str| {
             let mut node = flannel_node();
             node.annotations.insert(key.to_owned(), text.to_owned());
-            overlay(Mode::Vxlan).peer(&node).unwrap_err().to_string()
+            overlay(Mode::Vxlan).peers(&node).unwrap_err().to_string()
         };
         assert!(with(BACKEND_TYPE, "host-gw").contains("\"host-gw\", this node uses \"vxlan\""));
         assert!(
@@ -395,7 +456,7 @@ mod tests {
         };
         assert!(
             overlay(Mode::Vxlan)
-                .peer(&bare)
+                .peers(&bare)
                 .unwrap_err()
                 .to_string()
                 .contains("is missing")
@@ -405,7 +466,7 @@ mod tests {
             ..flannel_node()
         };
         assert!(matches!(
-            overlay(Mode::Vxlan).peer(&waiting),
+            overlay(Mode::Vxlan).peers(&waiting),
             Err(NotAPeer::NoPodCidr)
         ));
     }
@@ -413,7 +474,7 @@ mod tests {
     #[test]
     fn an_ipv6_underlay_is_refused_with_the_way_out() {
         let options = OverlayOptions {
-            underlay: "2001:db8::1".parse().unwrap(),
+            underlay_v4: None,
             ..overlay(Mode::Vxlan).options
         };
         assert!(

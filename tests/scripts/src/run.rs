@@ -135,7 +135,8 @@ impl Agent {
         let overlay = Overlay::new(OverlayOptions {
             node_name: NODE.to_owned(),
             mode: Mode::Vxlan,
-            underlay: "192.0.2.1".parse()?,
+            underlay_v4: Some("192.0.2.1".parse()?),
+            underlay_v6: None,
             uplink_mtu: 1500,
             port: 8472,
             vni: 1,
@@ -163,8 +164,10 @@ impl Agent {
                 self.desired.change(Change::NodeAddresses(addresses));
             }
             Reflected::Node { name, node } => {
-                let peer = node.as_ref().and_then(|node| self.overlay.peer(node).ok());
-                self.desired.change(Change::Peer(name.clone(), peer));
+                let (changes, _why_not) = self.overlay.changes(name, node.as_ref());
+                for change in changes {
+                    self.desired.change(change);
+                }
             }
         }
     }
