@@ -56,6 +56,7 @@ pub fn app(registry: Registry, stopping: signal::Receiver<bool>) -> Router {
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(metrics::show))
+        .route("/openapi/v2", get(openapi::version_2))
         .route("/openapi/v3", get(openapi::index))
         .route("/openapi/v3/{*path}", get(openapi::document))
         .route("/api", get(discovery::core))

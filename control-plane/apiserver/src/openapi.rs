@@ -51,6 +51,29 @@ pub async fn index(State(api): State<Api>) -> Response {
     respond::json(StatusCode::OK, &json!({"paths": paths}))
 }
 
+/// `/openapi/v2`: a document without content, as gnostic's protobuf.
+///
+/// kubectl asks for it when version 3 knows nothing of a kind, and gives up with a misleading message when there is
+/// none at all. With this one it says that there is no such kind.
+pub async fn version_2() -> Response {
+    let version = env!("CARGO_PKG_VERSION");
+    // `openapi.v2.Info`: title = 1, version = 2; `openapi.v2.Document`: swagger = 1, info = 2.
+    let info = [message(1, b"Fairlead"), message(2, version.as_bytes())].concat();
+    let body = [message(1, b"2.0"), message(2, &info)].concat();
+    let protobuf = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    let content_type = HeaderValue::from_static(protobuf);
+    respond::with_type(StatusCode::OK, content_type, body.into())
+}
+
+/// A field of protobuf with a text or a message of less than 128 bytes.
+fn message(field: u8, value: &[u8]) -> Vec<u8> {
+    /// The wire type of what has a length.
+    const LEN: u8 = 2;
+    let length = u8::try_from(value.len()).unwrap_or(u8::MAX) & 0x7f;
+    let value = &value[..usize::from(length)];
+    [&[field << 3 | LEN, length], value].concat()
+}
+
 /// One document.
 pub async fn document(
     State(api): State<Api>,
