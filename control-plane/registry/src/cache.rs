@@ -427,3 +427,52 @@ pub fn decode(kind: &'static Kind, kv: &KeyValue) -> Option<Arc<Object>> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn put(cache: &Cache, kind: &'static Kind, revision: u64, age: Duration) {
+        let value = json!({"metadata": {"name": "m", "namespace": "a"}});
+        let object = Arc::new(Object::new(kind, value, revision));
+        let event = Event::new(EventType::Modified, object, None);
+        let mut state = cache.of(kind).write();
+        let at = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+        state.ring.push_back((at, Arc::new(event)));
+        state.trim();
+    }
+
+    #[test]
+    fn who_falls_out_of_the_history_is_told_so() {
+        let cache = Cache::new();
+        let kind = kinds::find("", "v1", "configmaps").unwrap();
+        let mut slow = cache.position_after(kind, 0).unwrap();
+        let old = HISTORY + Duration::from_secs(5);
+        for revision in 1..=RING_MIN as u64 {
+            put(&cache, kind, revision, old);
+        }
+        let mut early = slow;
+        let seen = cache.read_on(kind, &mut early, 2).unwrap();
+        assert_eq!(seen.iter().map(|e| e.revision).collect::<Vec<_>>(), [1, 2]);
+        for revision in 0..10 {
+            put(&cache, kind, RING_MIN as u64 + 1 + revision, Duration::ZERO);
+        }
+        // Ten old changes made room for ten new ones.
+        assert_eq!(cache.read_on(kind, &mut slow, 2).unwrap_err().code, 410);
+        let error = cache.position_after(kind, 9).unwrap_err();
+        assert_eq!(error.message, "too old resource version: 9 (10)");
+        let mut kept = cache.position_after(kind, 10).unwrap();
+        assert_eq!(cache.read_on(kind, &mut kept, 1).unwrap()[0].revision, 11);
+    }
+
+    #[test]
+    fn young_changes_stay_however_many_they_are() {
+        let cache = Cache::new();
+        let kind = kinds::find("", "v1", "configmaps").unwrap();
+        for revision in 1..=RING_MIN as u64 + 10 {
+            put(&cache, kind, revision, Duration::ZERO);
+        }
+        assert!(cache.position_after(kind, 0).is_ok());
+    }
+}

@@ -36,6 +36,9 @@ struct Token {
     start: String,
 }
 
+/// The past is read in parts of at least so many objects.
+const PAST_BATCH: usize = 500;
+
 const EXPIRED: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
 
 impl Registry {
@@ -108,29 +111,62 @@ impl Registry {
         let from = if start > scope { start } else { scope };
         let mut range = KeyRange::prefix(&format!("{}{scope}", kind.prefix));
         range.start = format!("{}{from}", kind.prefix).into();
-        let answer = match self.store().range(range, 0, Some(revision)).await {
-            Ok(answer) => answer,
-            Err(StoreError::Compacted { .. }) if !start.is_empty() => {
-                let mut error = ApiError::expired(EXPIRED);
-                let token = Token {
-                    revision: -1,
-                    start: start.to_owned(),
-                };
-                error.continue_token = Some(token.encode());
-                return Err(error);
-            }
-            Err(StoreError::Compacted { .. }) => {
-                return Err(ApiError::expired(
-                    "The resourceVersion for the provided list is too old.",
-                ));
-            }
-            Err(StoreError::FutureRevision { requested, current }) => {
-                return Err(ApiError::future_version(requested, current));
-            }
-            Err(error) => return Err(error.into()),
+        // One more than the page holds tells whether there is another page.
+        let wanted = match options.limit {
+            0 => usize::MAX,
+            limit => limit + 1,
         };
-        let objects = answer.kvs.iter().filter_map(|kv| cache::decode(kind, kv));
-        Ok(page(kind, objects.collect(), revision, options))
+        let batch = if options.limit == 0 {
+            0
+        } else {
+            wanted.max(PAST_BATCH)
+        };
+        let mut objects = Vec::new();
+        let mut total = None;
+        loop {
+            let answer = self
+                .store()
+                .range(range.clone(), batch, Some(revision))
+                .await
+                .map_err(|error| gone(error, start))?;
+            total.get_or_insert(answer.count);
+            let found = answer.kvs.iter().filter_map(|kv| cache::decode(kind, kv));
+            objects.extend(found.filter(|o| options.selects(o)));
+            match answer.kvs.last() {
+                Some(last) if answer.more && objects.len() < wanted => {
+                    range = range.after(&last.key);
+                }
+                _ => break,
+            }
+        }
+        let mut list = page(kind, objects, revision, options);
+        list.remaining = match (list.remaining, total) {
+            (Some(_), Some(total)) => Some(total.saturating_sub(list.items.len())),
+            _ => None,
+        };
+        Ok(list)
+    }
+}
+
+/// What a reader of the past is told when the store cannot show it.
+fn gone(error: StoreError, start: &str) -> ApiError {
+    match error {
+        StoreError::Compacted { .. } if !start.is_empty() => {
+            let mut error = ApiError::expired(EXPIRED);
+            let token = Token {
+                revision: -1,
+                start: start.to_owned(),
+            };
+            error.continue_token = Some(token.encode());
+            error
+        }
+        StoreError::Compacted { .. } => {
+            ApiError::expired("The resourceVersion for the provided list is too old.")
+        }
+        StoreError::FutureRevision { requested, current } => {
+            ApiError::future_version(requested, current)
+        }
+        error => error.into(),
     }
 }
 
@@ -144,7 +180,7 @@ fn page(
     let selects = !options.labels.is_empty() || !options.fields.is_empty();
     let mut items = objects;
     if selects {
-        items.retain(|o| options.labels.matches(o) && options.fields.matches(o));
+        items.retain(|o| options.selects(o));
     }
     let mut list = List {
         kind,

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::errors::{ApiError, FieldError, Result};
+use crate::object::Object;
 use crate::selector::{FieldSelector, LabelSelector};
 
 /// What to do about unknown and duplicate fields (`fieldValidation`).
@@ -161,6 +162,12 @@ pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool> {
 }
 
 impl ListOptions {
+    /// Whether the selectors select the object.
+    #[must_use]
+    pub fn selects(&self, object: &Object) -> bool {
+        self.labels.matches(object) && self.fields.matches(object)
+    }
+
     /// The rules of `resourceVersionMatch` and `continue`.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use control_plane_store::{Store, StoreError};
@@ -25,6 +26,8 @@ struct Inner {
     claims: Arc<Claims>,
     /// Where Service `default/kubernetes` leads, once that is known.
     published: Arc<Mutex<Option<Vec<SocketAddr>>>>,
+    /// The store failed in a way that only a restart mends.
+    broken: Arc<AtomicBool>,
     tasks: Vec<AbortHandle>,
 }
 
@@ -89,6 +92,7 @@ impl Registry {
             cache,
             claims,
             published: Arc::default(),
+            broken: Arc::default(),
             tasks: vec![follower.abort_handle()],
         };
         match filled.await {
@@ -129,13 +133,25 @@ impl Registry {
         self.cache().revision()
     }
 
-    /// Whether the store answers.
+    /// Whether the store answers and takes writes.
     ///
     /// # Errors
     /// The store's error as a Status.
     pub async fn check(&self) -> Result<()> {
+        if self.0.broken.load(Ordering::Relaxed) {
+            return Err(ApiError::unavailable(
+                "the store takes no more writes; its log says why. Restart the control plane",
+            ));
+        }
         self.0.store.revision().await?;
         Ok(())
+    }
+
+    /// Notes that the store failed in a way that only a restart mends.
+    pub(crate) fn note_failure(&self, error: &StoreError) {
+        if matches!(error, StoreError::Write { .. } | StoreError::Closed) {
+            self.0.broken.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Waits until the cache is as new as a reader asks.
@@ -184,6 +200,7 @@ impl Inner {
             cache: self.cache.clone(),
             claims: self.claims.clone(),
             published: self.published.clone(),
+            broken: self.broken.clone(),
             tasks: Vec::new(),
         }
     }

@@ -420,7 +420,8 @@ impl Registry {
                 then,
                 else_get,
             })
-            .await?;
+            .await
+            .inspect_err(|error| self.note_failure(error))?;
         if answer.succeeded {
             return Ok(Outcome::Done(answer.revision));
         }

@@ -12,15 +12,16 @@ use serde_json::{Value, json};
 fn small() -> Options {
     Options {
         service_cidrs: vec![
-            "10.0.0.0/28".parse().unwrap(),
-            "fd00::/124".parse().unwrap(),
+            "10.0.0.0/28".parse().expect("a CIDR"),
+            "fd00::/124".parse().expect("a CIDR"),
         ],
         node_ports: 30000..=30007,
     }
 }
 
 fn ip(service: &Value) -> String {
-    service["spec"]["clusterIP"].as_str().unwrap().to_owned()
+    let ip = service["spec"]["clusterIP"].as_str();
+    ip.expect("a clusterIP").to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -43,7 +43,7 @@ async fn watch(cluster: &Cluster, options: WatchOptions) -> Watch {
         .registry
         .watch(kind("configmaps"), "default", options)
         .await
-        .unwrap()
+        .expect("a watch")
 }
 
 #[tokio::test(flavor = "multi_thread")]

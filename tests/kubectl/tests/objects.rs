@@ -32,10 +32,9 @@ spec:
 ";
 
 fn ports(service: &Value) -> Vec<(i64, Value)> {
-    let ports = service["spec"]["ports"].as_array().unwrap();
+    let ports = service["spec"]["ports"].as_array().into_iter().flatten();
     ports
-        .iter()
-        .map(|p| (p["port"].as_i64().unwrap(), p["targetPort"].clone()))
+        .map(|p| (p["port"].as_i64().unwrap_or(0), p["targetPort"].clone()))
         .collect()
 }
 

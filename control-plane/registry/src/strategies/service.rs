@@ -126,11 +126,22 @@ fn prepare_update(new: &mut Value, old: &Value) {
             new.take_at(policy);
         }
     }
+    let lb = |service: &Value| service.text("/spec/type") == "LoadBalancer";
+    let node_ports = "/spec/allocateLoadBalancerNodePorts";
+    if lb(old) && !lb(new) && new.pointer(node_ports) == old.pointer(node_ports) {
+        new.take_at(node_ports);
+    }
     if has_cluster_ip(old)
         && !has_cluster_ip(new)
         && same(&new["spec"]["clusterIPs"], &old["spec"]["clusterIPs"])
     {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+        for field in [
+            "clusterIP",
+            "clusterIPs",
+            "internalTrafficPolicy",
+            "ipFamilies",
+            "ipFamilyPolicy",
+        ] {
             new.take_at(&format!("/spec/{field}"));
         }
     }
