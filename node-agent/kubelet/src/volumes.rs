@@ -12,6 +12,14 @@ use k8s_openapi::api::core::v1::{Container, HostPathVolumeSource, KeyToPath, Pod
 
 use crate::{env::ConfigError, objects::Objects};
 
+/// A volume that is ready to be mounted.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Prepared {
+    path: PathBuf,
+    /// What the kubelet writes, containers only read (as Kubernetes mounts ConfigMaps and Secrets).
+    read_only: bool,
+}
+
 /// Where the kubelet keeps volumes.
 #[derive(Clone, Debug)]
 pub(crate) struct Volumes {
@@ -31,7 +39,7 @@ impl Volumes {
         &self,
         objects: &Objects,
         pod: &Pod,
-    ) -> Result<BTreeMap<String, PathBuf>, ConfigError> {
+    ) -> Result<BTreeMap<String, Prepared>, ConfigError> {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let mut paths = BTreeMap::new();
@@ -79,7 +87,8 @@ impl Volumes {
                     volume: volume.name.clone(),
                 });
             };
-            paths.insert(volume.name.clone(), path);
+            let read_only = volume.config_map.is_some() || volume.secret.is_some();
+            paths.insert(volume.name.clone(), Prepared { path, read_only });
         }
         Ok(paths)
     }
@@ -104,47 +113,62 @@ impl Volumes {
     }
 }
 
-/// The container's mounts of the volumes at `paths`.
+/// The container's mounts of the pod's volumes.
 pub(crate) fn mounts(
     container: &Container,
-    paths: &BTreeMap<String, PathBuf>,
+    volumes: &BTreeMap<String, Prepared>,
 ) -> Result<Vec<Mount>, ConfigError> {
     let mut mounts = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
-        let volume = paths
+        let volume = volumes
             .get(&mount.name)
             .ok_or_else(|| ConfigError::NoVolume {
                 mount: mount.mount_path.clone(),
                 volume: mount.name.clone(),
             })?;
         let source = match mount.sub_path.as_deref().filter(|path| !path.is_empty()) {
-            None => volume.clone(),
-            Some(path) => {
-                if !Path::new(path)
-                    .components()
-                    .all(|part| matches!(part, Component::Normal(_)))
-                {
-                    return Err(ConfigError::SubPath {
-                        mount: mount.mount_path.clone(),
-                        path: path.to_owned(),
-                    });
-                }
-                let source = volume.join(path);
-                if !source.exists() {
-                    make_directory(&source, 0o755)?;
-                }
-                source
-            }
+            None => volume.path.clone(),
+            Some(path) => sub_path(&volume.path, path)?.ok_or_else(|| ConfigError::SubPath {
+                mount: mount.mount_path.clone(),
+                path: path.to_owned(),
+            })?,
         };
         mounts.push(Mount {
             target: Some(mount.mount_path.clone()),
             source: Some(source.display().to_string()),
             typ: Some(MountType::BIND),
-            read_only: mount.read_only,
+            read_only: Some(volume.read_only || mount.read_only == Some(true)),
             ..Mount::default()
         });
     }
     Ok(mounts)
+}
+
+/// The place of `path` in a volume, made if it is not there; `None` if it leads out of the volume, be it by a link
+/// that a container has laid.
+fn sub_path(volume: &Path, path: &str) -> Result<Option<PathBuf>, ConfigError> {
+    if !Path::new(path)
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)))
+    {
+        return Ok(None);
+    }
+    let resolve = |path: &Path| {
+        fs::canonicalize(path).map_err(io_error(format!("resolve {}", path.display())))
+    };
+    let root = resolve(volume)?;
+    let mut place = root.clone();
+    for part in Path::new(path).components() {
+        place.push(part);
+        if fs::symlink_metadata(&place).is_err() {
+            make_directory(&place, 0o755)?;
+        }
+        place = resolve(&place)?;
+        if !place.starts_with(&root) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(place))
 }
 
 fn host_path(volume: &Volume, source: &HostPathVolumeSource) -> Result<PathBuf, ConfigError> {
@@ -262,4 +286,73 @@ fn make_directory(path: &Path, mode: u32) -> Result<(), ConfigError> {
 
 fn io_error(operation: String) -> impl FnOnce(io::Error) -> ConfigError {
     move |source| ConfigError::Io { operation, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_sub_path_stays_in_its_volume() {
+        let directory = tempfile::tempdir().unwrap();
+        let volume = directory.path().join("volume");
+        fs::create_dir(&volume).unwrap();
+        let root = fs::canonicalize(&volume).unwrap();
+        assert_eq!(sub_path(&volume, "a/b").unwrap(), Some(root.join("a/b")));
+        assert!(root.join("a/b").is_dir());
+        symlink("a", volume.join("inside")).unwrap();
+        assert_eq!(
+            sub_path(&volume, "inside/b").unwrap(),
+            Some(root.join("a/b"))
+        );
+        symlink("/etc", volume.join("outside")).unwrap();
+        for path in ["..", "a/../..", "/etc", "outside", "outside/ssl"] {
+            assert_eq!(sub_path(&volume, path).unwrap(), None, "{path}");
+        }
+        assert!(!Path::new("/etc/new").exists());
+    }
+
+    #[test]
+    fn items_choose_the_files_and_must_exist_unless_optional() {
+        let data = || {
+            Some(BTreeMap::from([
+                ("a".to_owned(), b"1".to_vec()),
+                ("b".to_owned(), b"2".to_vec()),
+            ]))
+        };
+        let item = |key: &str| KeyToPath {
+            key: key.to_owned(),
+            path: format!("x/{key}"),
+            ..KeyToPath::default()
+        };
+        let all = files("ConfigMap", "m", data(), false, None).unwrap();
+        assert_eq!(all.len(), 2);
+        let some = files("ConfigMap", "m", data(), false, Some(&[item("b")])).unwrap();
+        assert_eq!(some, BTreeMap::from([("x/b".to_owned(), b"2".to_vec())]));
+        let error = files("ConfigMap", "m", data(), false, Some(&[item("c")])).unwrap_err();
+        assert_eq!(error.to_string(), "ConfigMap \"m\" has no key \"c\"");
+        assert!(
+            files("ConfigMap", "m", data(), true, Some(&[item("c")]))
+                .unwrap()
+                .is_empty()
+        );
+        assert!(files("Secret", "s", None, false, None).is_err());
+        assert!(files("Secret", "s", None, true, None).unwrap().is_empty());
+    }
+
+    #[test]
+    fn files_are_written_with_their_mode_and_not_outside() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| BTreeMap::from([(name.to_owned(), b"text".to_vec())]);
+        write_files(directory.path(), &file("sub/key"), Some(0o400)).unwrap();
+        let written = directory.path().join("sub/key");
+        assert_eq!(fs::read(&written).unwrap(), b"text");
+        assert_eq!(
+            fs::metadata(&written).unwrap().permissions().mode() & 0o777,
+            0o400
+        );
+        assert!(write_files(directory.path(), &file("../key"), None).is_err());
+    }
 }
