@@ -8,6 +8,7 @@
 //! `target/<profile>/build/node-agent-maps-<hash>/out` (cargo's `--message-format=json` names it in the
 //! `build-script-executed` message of this package). The same bytes are [`OBJECT`].
 
+mod adopt;
 mod attach;
 mod bytes;
 mod counters;

@@ -11,15 +11,15 @@ use aya::{Ebpf, EbpfLoader};
 use ebpf_abi::maps as names;
 
 use crate::{
-    Error, MapLayout, Maps, OBJECT, Program, identity::Identity, object, sys, sys::Access,
+    Error, MapLayout, Maps, OBJECT, Program, adopt, identity::Identity, object, sys, sys::Access,
 };
 
 /// The loaded dataplane. Dropping it detaches nothing: maps, programs and links stay pinned and keep forwarding.
 #[derive(Debug)]
 pub struct Dataplane {
     pub(crate) pin_dir: PathBuf,
-    maps: Maps,
-    programs: BTreeMap<Program, Loaded>,
+    pub(crate) maps: Maps,
+    pub(crate) programs: BTreeMap<Program, Loaded>,
 }
 
 /// How to load.
@@ -45,7 +45,7 @@ impl Dataplane {
     /// [`ebpf_abi::maps::PIN_DIR`].
     ///
     /// Maps that are pinned there are adopted with what they hold; programs that are pinned there and do the same as
-    /// the object's are kept.
+    /// the object's are kept. When all of them come from this very object, nothing is loaded at all.
     ///
     /// # Errors
     ///
@@ -54,24 +54,32 @@ impl Dataplane {
     pub fn open(pin_dir: &Path, options: &Options) -> Result<Self, Error> {
         make_pin_dirs(pin_dir)?;
         check_layouts(pin_dir, options)?;
+        // The log is read from maps that only loading makes.
+        if !options.log
+            && let Some(adopted) = adopt::adopt(pin_dir)?
+        {
+            tracing::info!(pin_dir = %pin_dir.display(), "maps and programs adopted");
+            return Ok(adopted);
+        }
+        let loaded = Self::load(pin_dir, options)?;
+        tracing::info!(pin_dir = %pin_dir.display(), "programs loaded");
+        Ok(loaded)
+    }
+
+    fn load(pin_dir: &Path, options: &Options) -> Result<Self, Error> {
         let mut ebpf = load_object(pin_dir, options)?;
         let maps = Maps::open(pin_dir, Access::ReadWrite)?;
-        let pinned_maps = maps
-            .all()
-            .map(|map| sys::map_info(map.fd()).map(|(id, _)| id))
-            .collect::<io::Result<Vec<u32>>>()
-            .map_err(|source| Error::File {
-                action: "read the map ids in",
-                path: pin_dir.into(),
-                source,
-            })?;
-
+        let pinned_maps =
+            map_ids(&maps).map_err(file_error("read the ids of the maps in", pin_dir))?;
+        // From here to the end the pins may be of two objects.
+        adopt::remove_marks(pin_dir)?;
         let mut programs = BTreeMap::new();
         for program in Program::ALL {
             let fd = load_program(&mut ebpf, program)?;
             let loaded = pin_program(pin_dir, program, fd, &pinned_maps)?;
             programs.insert(program, loaded);
         }
+        adopt::set_mark(pin_dir)?;
         if options.log {
             start_log(&mut ebpf)?;
         }
@@ -102,18 +110,14 @@ impl Dataplane {
         if loaded.id == id {
             return Ok(true);
         }
-        let pinned_maps = self
-            .maps
-            .all()
-            .map(|map| sys::map_info(map.fd()).map(|(id, _)| id))
-            .collect::<io::Result<Vec<u32>>>()?;
+        let pinned_maps = map_ids(&self.maps)?;
         let other = sys::prog_by_id(id)?;
         Ok(Identity::of(other.as_fd(), &pinned_maps)?.same(&loaded.identity))
     }
 }
 
 impl Loaded {
-    fn new(fd: OwnedFd, pinned_maps: &[u32]) -> io::Result<Self> {
+    pub fn new(fd: OwnedFd, pinned_maps: &[u32]) -> io::Result<Self> {
         let id = sys::prog_info(fd.as_fd())?.id;
         let identity = Identity::of(fd.as_fd(), pinned_maps)?;
         Ok(Self { fd, id, identity })
@@ -124,15 +128,26 @@ impl Loaded {
     }
 }
 
+/// The ids of the pinned maps.
+pub(crate) fn map_ids(maps: &Maps) -> io::Result<Vec<u32>> {
+    maps.all()
+        .map(|map| sys::map_info(map.fd()).map(|(id, _)| id))
+        .collect()
+}
+
+pub(crate) fn file_error(
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> Error + use<> {
+    let path = path.to_path_buf();
+    move |source| Error::File {
+        action,
+        path,
+        source,
+    }
+}
+
 fn make_pin_dirs(pin_dir: &Path) -> Result<(), Error> {
-    let file_error = |action, path: &Path| {
-        let path = path.to_path_buf();
-        move |source| Error::File {
-            action,
-            path,
-            source,
-        }
-    };
     let existing = pin_dir
         .ancestors()
         .find(|dir| dir.exists())
@@ -174,11 +189,7 @@ fn check_layouts(pin_dir: &Path, options: &Options) -> Result<(), Error> {
         let path = pin_dir.join(name);
         let pinned = sys::obj_get(&path, Access::ReadOnly)
             .and_then(|fd| fd.map(|fd| sys::map_info(fd.as_fd())).transpose())
-            .map_err(|source| Error::File {
-                action: "open pinned map",
-                path: path.clone(),
-                source,
-            })?;
+            .map_err(file_error("open pinned map", &path))?;
         if let Some((_, pinned)) = pinned
             && pinned != wanted
         {

@@ -33,6 +33,8 @@ fn program_ids(bpffs: &Bpffs) -> Vec<(String, String)> {
     let mut ids: Vec<_> = std::fs::read_dir(dir)
         .expect("programs are pinned")
         .map(|entry| entry.expect("an entry").path())
+        // Directories tell from which object the programs come.
+        .filter(|path| !path.is_dir())
         .map(|path| {
             let output = Command::new("bpftool")
                 .args(["-j", "prog", "show", "pinned"])
@@ -87,6 +89,24 @@ fn a_restart_adopts_what_is_pinned_and_changes_nothing() {
         "the pinned programs are the same"
     );
     assert_eq!(second.attached_pods().unwrap(), ["veth0"]);
+    drop(second);
+
+    // An agent whose object is another file with the same programs loads them, and finds that they are the same.
+    let programs_dir = bpffs.pin_dir().join("programs");
+    for entry in std::fs::read_dir(&programs_dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            std::fs::remove_dir(path).unwrap();
+        }
+    }
+    let third = Dataplane::open(&bpffs.pin_dir(), &small()).unwrap();
+    assert_eq!(attach(&third), [Attached::Adopted; 7]);
+    assert_eq!(third.links().unwrap(), links, "the links are the same");
+    assert_eq!(
+        program_ids(&bpffs),
+        programs,
+        "the pinned programs are the same"
+    );
 }
 
 #[test]

@@ -40,6 +40,7 @@ struct MapInfo {
     value_size: u32,
     max_entries: u32,
     map_flags: u32,
+    name: [u8; 16],
 }
 
 /// What one `BPF_MAP_LOOKUP_BATCH` brought.
@@ -63,6 +64,19 @@ pub(crate) fn map_info(fd: BorrowedFd<'_>) -> io::Result<(u32, MapLayout)> {
         flags: info.map_flags,
     };
     Ok((info.id, layout))
+}
+
+/// The name of a map, at most 15 bytes.
+pub(crate) fn map_name(fd: BorrowedFd<'_>) -> io::Result<String> {
+    let mut info = MapInfo::default();
+    // SAFETY: as in `map_info`.
+    unsafe { object_info(fd.as_raw_fd(), &mut info)? };
+    let name = info
+        .name
+        .split(|&byte| byte == 0)
+        .next()
+        .unwrap_or_default();
+    Ok(String::from_utf8_lossy(name).into_owned())
 }
 
 pub(crate) fn map_by_id(id: u32) -> io::Result<OwnedFd> {

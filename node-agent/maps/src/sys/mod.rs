@@ -15,7 +15,7 @@ use std::{
 
 pub(crate) use link::{LinkKind, attach_type, link_create, link_info, link_update};
 pub(crate) use map::{
-    delete_batch, delete_elem, lookup_batch, lookup_elem, map_by_id, map_info, next_key,
+    delete_batch, delete_elem, lookup_batch, lookup_elem, map_by_id, map_info, map_name, next_key,
     update_batch, update_elem,
 };
 pub(crate) use object::{Access, is_bpffs, kernel_release, obj_get, obj_pin, wait_readable};
