@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::commit::{Change, Outcome};
 use crate::errors::{ApiError, Result};
 use crate::json::Json;
 use crate::kinds::Kind;
@@ -13,7 +14,6 @@ use crate::object::Object;
 use crate::options::{DeleteOptions, ListOptions};
 use crate::registry::Registry;
 use crate::strategies::Plan;
-use crate::write::{Change, Outcome};
 
 const TRIES: usize = 8;
 

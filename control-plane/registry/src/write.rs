@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use control_plane_store::{Compare, Op, Txn};
+use control_plane_store::Compare;
 use serde_json::{Value, json};
 
+use crate::commit::{Change, Outcome};
 use crate::decode::{self, Body};
 use crate::errors::{ApiError, FieldError, Result};
-use crate::json::{Json, same};
+use crate::json::Json;
 use crate::kinds::{self, Kind, Subresource};
 use crate::merge;
 use crate::meta;
 use crate::object::Object;
 use crate::options::{FieldValidation, PatchType, WriteOptions};
+use crate::parts::{check_version, identify, keep_other_parts, place, same_specification};
 use crate::registry::Registry;
 use crate::strategies::{self, Plan};
 use crate::validate;
@@ -27,30 +28,6 @@ pub struct Written {
     pub object: Arc<Object>,
     /// Texts for the client's user: unknown and duplicate fields.
     pub warnings: Vec<String>,
-}
-
-/// One change of one object, with what it takes and gives back.
-pub(crate) struct Change<'a> {
-    pub kind: &'static Kind,
-    pub key: String,
-    /// The revision of the object that the change was made from; 0: there is none.
-    pub expect: u64,
-    /// The new object; `None` deletes it.
-    pub value: Option<&'a Value>,
-    pub plan: Plan,
-    /// What else must not have changed.
-    pub guards: Vec<Compare>,
-}
-
-/// How a transaction ended.
-pub(crate) enum Outcome {
-    Done(u64),
-    /// The object is not what it was; the revision of the store that says so.
-    Stale(u64),
-    /// Somebody has a value that the user asked for.
-    Refused(FieldError),
-    /// Somebody has a value that was only a guess, or a guard has changed: work it out again.
-    Again(u64),
 }
 
 impl Registry {
@@ -397,72 +374,6 @@ impl Registry {
             None => Ok(Plan::default()),
         }
     }
-
-    /// Writes one change, with what it takes and gives back, in one transaction.
-    pub(crate) async fn commit(&self, change: Change<'_>) -> Result<Outcome> {
-        let mut compares = vec![Compare::unchanged(change.key.clone(), change.expect)];
-        compares.extend(change.guards);
-        let mut then = vec![match change.value {
-            Some(value) => Op::put(change.key.clone(), encode(value)?),
-            None => Op::delete(change.key.clone()),
-        }];
-        let mut else_get = vec![change.key.as_str().into()];
-        for taking in &change.plan.take {
-            compares.push(Compare::absent(taking.key.clone()));
-            then.push(Op::put(taking.key.clone(), encode(&taking.value)?));
-            else_get.push(taking.key.as_str().into());
-        }
-        then.extend(change.plan.give_back.into_iter().map(Op::delete));
-        let answer = self
-            .store()
-            .txn(Txn {
-                compares,
-                then,
-                else_get,
-            })
-            .await
-            .inspect_err(|error| self.note_failure(error))?;
-        if answer.succeeded {
-            return Ok(Outcome::Done(answer.revision));
-        }
-        let mut found = answer.else_kvs.into_iter();
-        let now = found.next().flatten().map_or(0, |kv| kv.mod_revision);
-        if now != change.expect {
-            return Ok(Outcome::Stale(answer.revision));
-        }
-        for (taking, holder) in change.plan.take.into_iter().zip(found) {
-            match (holder, taking.refusal) {
-                (Some(_), Some(why)) => return Ok(Outcome::Refused(why)),
-                (Some(_), None) => self.claims().note_taken(&taking.key),
-                (None, _) => {}
-            }
-        }
-        tracing::debug!(
-            kind = change.kind.kind,
-            key = change.key,
-            "a guess was taken or a guard has changed"
-        );
-        Ok(Outcome::Again(answer.revision))
-    }
-}
-
-impl<'a> Change<'a> {
-    /// A change of an object that was read.
-    pub fn replace(
-        kind: &'static Kind,
-        current: &Object,
-        value: Option<&'a Value>,
-        plan: Plan,
-    ) -> Self {
-        Self {
-            kind,
-            key: kind.key(&current.namespace, &current.name),
-            expect: current.revision,
-            value,
-            plan,
-            guards: Vec::new(),
-        }
-    }
 }
 
 impl Written {
@@ -472,121 +383,4 @@ impl Written {
             warnings,
         }
     }
-}
-
-/// The stored form: without the revision, which the store itself knows.
-fn encode(value: &Value) -> Result<Bytes> {
-    let mut value = value.clone();
-    value.take_at("/metadata/resourceVersion");
-    serde_json::to_vec(&value)
-        .map(Bytes::from)
-        .map_err(|e| ApiError::internal(&e))
-}
-
-/// The body must be of the kind that the URL names; it may leave that out.
-fn identify(kind: &Kind, object: &mut Value) -> Result<()> {
-    if !object.is_object() {
-        return Err(ApiError::bad_request(format!(
-            "the body must be an object of kind {}",
-            kind.kind
-        )));
-    }
-    let api_version = kind.api_version();
-    let given = object.text("/apiVersion");
-    if !given.is_empty() && given != api_version {
-        return Err(ApiError::bad_request(format!(
-            "the API version in the data ({given}) does not match the expected API version ({api_version})"
-        )));
-    }
-    let given = object.text("/kind");
-    if !given.is_empty() && given != kind.kind {
-        return Err(ApiError::bad_request(format!(
-            "{given} in version \"{}\" cannot be handled as a {}: converting ({given}) to ({}): unknown conversion",
-            kind.version, kind.kind, kind.kind
-        )));
-    }
-    object.put("/apiVersion", api_version);
-    object.put("/kind", kind.kind);
-    Ok(())
-}
-
-/// The object stands in the namespace of the URL.
-fn place(kind: &Kind, namespace: &str, object: &mut Value) -> Result<()> {
-    if !object.has("/metadata") {
-        object.put("/metadata", json!({}));
-    }
-    if !kind.namespaced {
-        object.take_at("/metadata/namespace");
-        return Ok(());
-    }
-    let given = object.text("/metadata/namespace");
-    if !given.is_empty() && given != namespace {
-        return Err(ApiError::bad_request(
-            "the namespace of the provided object does not match the namespace sent on the request",
-        ));
-    }
-    object.put("/metadata/namespace", namespace);
-    Ok(())
-}
-
-fn check_version(kind: &Kind, new: &Value, old: &Value) -> Result<()> {
-    let name = old.text("/metadata/name");
-    let (uid, has) = (new.text("/metadata/uid"), old.text("/metadata/uid"));
-    if !uid.is_empty() && uid != has {
-        let why =
-            format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {has}");
-        return Err(ApiError::conflict(kind, name, &why));
-    }
-    let version = new.text("/metadata/resourceVersion");
-    if matches!(version, "" | "0") || version == old.text("/metadata/resourceVersion") {
-        return Ok(());
-    }
-    if version.parse::<u64>().is_err() {
-        let why = "must be a resourceVersion that this server gave out";
-        let error = FieldError::invalid("metadata.resourceVersion", version, why);
-        return Err(ApiError::invalid(kind, name, &[error]));
-    }
-    Err(ApiError::modified(kind, name))
-}
-
-/// A write to the object leaves its status alone, a write to the status everything else.
-fn keep_other_parts(kind: &Kind, subresource: Option<Subresource>, new: &mut Value, old: &Value) {
-    let take_from_old = |new: &mut Value, field: &str| match old.get(field) {
-        Some(value) => new[field] = value.clone(),
-        None => {
-            new.take_at(&format!("/{field}"));
-        }
-    };
-    match subresource {
-        None if kind.has(Subresource::Status) => take_from_old(new, "status"),
-        None => {}
-        Some(Subresource::Status) => {
-            let owners = old.pointer("/metadata/ownerReferences").cloned();
-            if let Some(owners) = owners {
-                new.put("/metadata/ownerReferences", owners);
-            }
-            let status = new.get("status").cloned();
-            let metadata = new["metadata"].take();
-            *new = old.clone();
-            new["metadata"] = metadata;
-            match status {
-                Some(status) => new["status"] = status,
-                None => {
-                    new.take_at("/status");
-                }
-            }
-        }
-        Some(_) => *new = old.clone(),
-    }
-}
-
-/// Whether nothing but metadata and status differs.
-fn same_specification(new: &Value, old: &Value) -> bool {
-    let rest = |v: &Value| {
-        let mut v = v.clone();
-        v.take_at("/metadata");
-        v.take_at("/status");
-        v
-    };
-    same(&rest(new), &rest(old))
 }

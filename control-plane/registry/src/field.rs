@@ -1,0 +1,140 @@
+//! One thing that validation found, in the words of `k8s.io/apimachinery/pkg/util/validation/field`.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+/// One thing that validation found (`field.Error`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct FieldError {
+    /// The path of the field, as in `spec.ports[0].port`.
+    pub field: String,
+    pub kind: FieldErrorKind,
+    /// The offending value; not shown for some kinds.
+    pub value: Value,
+    pub detail: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldErrorKind {
+    Duplicate,
+    Forbidden,
+    Invalid,
+    NotFound,
+    NotSupported,
+    Required,
+    TooLong,
+    TooMany,
+}
+
+impl FieldError {
+    fn new(
+        field: impl Into<String>,
+        kind: FieldErrorKind,
+        value: Value,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self {
+            field: field.into(),
+            kind,
+            value,
+            detail: detail.into(),
+        }
+    }
+
+    pub fn required(field: impl Into<String>, detail: &str) -> Self {
+        Self::new(field, FieldErrorKind::Required, Value::Null, detail)
+    }
+
+    pub fn invalid(
+        field: impl Into<String>,
+        value: impl Into<Value>,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self::new(field, FieldErrorKind::Invalid, value.into(), detail)
+    }
+
+    pub fn duplicate(field: impl Into<String>, value: impl Into<Value>) -> Self {
+        Self::new(field, FieldErrorKind::Duplicate, value.into(), "")
+    }
+
+    pub fn not_found(field: impl Into<String>, value: impl Into<Value>) -> Self {
+        Self::new(field, FieldErrorKind::NotFound, value.into(), "")
+    }
+
+    pub fn forbidden(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::new(field, FieldErrorKind::Forbidden, Value::Null, detail)
+    }
+
+    pub fn not_supported(
+        field: impl Into<String>,
+        value: impl Into<Value>,
+        supported: &[&str],
+    ) -> Self {
+        let mut list: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
+        list.sort();
+        let detail = format!("supported values: {}", list.join(", "));
+        Self::new(field, FieldErrorKind::NotSupported, value.into(), detail)
+    }
+
+    pub fn too_long(field: impl Into<String>, max: usize) -> Self {
+        let detail = format!("may not be more than {max} bytes");
+        Self::new(field, FieldErrorKind::TooLong, Value::Null, detail)
+    }
+
+    pub fn too_many(field: impl Into<String>, count: usize, max: usize) -> Self {
+        let detail = format!("must have at most {max} items");
+        Self::new(field, FieldErrorKind::TooMany, count.into(), detail)
+    }
+
+    /// The text without the field's path.
+    fn body(&self) -> String {
+        use FieldErrorKind as K;
+        let name = match self.kind {
+            K::Duplicate => "Duplicate value",
+            K::Forbidden => "Forbidden",
+            K::Invalid => "Invalid value",
+            K::NotFound => "Not found",
+            K::NotSupported => "Unsupported value",
+            K::Required => "Required value",
+            K::TooLong => "Too long",
+            K::TooMany => "Too many",
+        };
+        let mut body = match self.kind {
+            K::Required | K::Forbidden | K::TooLong => name.to_owned(),
+            _ => format!("{name}: {}", go_syntax(&self.value)),
+        };
+        if !self.detail.is_empty() {
+            body.push_str(": ");
+            body.push_str(&self.detail);
+        }
+        body
+    }
+
+    /// As one of the `causes` of a `Status`.
+    #[must_use]
+    pub fn cause(&self) -> Value {
+        json!({
+            "reason": format!("FieldValue{:?}", self.kind),
+            "message": self.body(),
+            "field": self.field,
+        })
+    }
+}
+
+/// Kubernetes prints lists as Go does.
+fn go_syntax(value: &Value) -> String {
+    match value {
+        Value::Array(items) if items.iter().all(Value::is_string) => {
+            let items: Vec<String> = items.iter().map(ToString::to_string).collect();
+            format!("[]string{{{}}}", items.join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.body())
+    }
+}
