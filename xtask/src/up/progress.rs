@@ -107,6 +107,8 @@ impl Progress {
 
     fn show(&self, name: &str, pending: &str) {
         if self.live {
+            // A line that wraps cannot be written over.
+            let pending: String = pending.chars().take(50).collect();
             // Erase to the end of the line: the last words may have been longer.
             print!(
                 "\r[{:6.1}s]  ...  {name}  {pending}\x1b[K",
