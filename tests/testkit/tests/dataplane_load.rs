@@ -226,6 +226,20 @@ fn a_directory_outside_a_bpffs_is_refused_with_the_way_out() {
 }
 
 #[test]
+fn asking_for_the_log_of_an_object_that_writes_none_is_no_failure() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let bpffs = Bpffs::new().unwrap();
+    let options = Options {
+        log: true,
+        ..small()
+    };
+    drop(Dataplane::open(&bpffs.pin_dir(), &options).unwrap());
+    Dataplane::open(&bpffs.pin_dir(), &options).unwrap();
+}
+
+#[test]
 fn reading_needs_no_agent_and_cannot_write() {
     if !is_root() {
         return skip("needs root");
