@@ -144,7 +144,7 @@ fn changes(cell: &Cell, number: u8, mode: Mode) -> Result<Vec<Change>> {
         };
         changes.extend(pod.ips().map(|ip| Change::Endpoint(ip, Some(endpoint))));
     }
-    changes.push(peer(number, mode)?);
+    changes.extend(peer(number, mode)?);
     for backend in [SAME_NODE, OTHER_NODE] {
         changes.extend(measured_service(backend));
     }
@@ -155,12 +155,13 @@ fn changes(cell: &Cell, number: u8, mode: Mode) -> Result<Vec<Change>> {
 }
 
 /// The other node, as its annotations describe it.
-fn peer(number: u8, mode: Mode) -> Result<Change> {
+fn peer(number: u8, mode: Mode) -> Result<[Change; 2]> {
     let overlay = |number: u8| {
         Overlay::new(OverlayOptions {
             node_name: node_name(number),
             mode,
-            underlay: node_v4(number).into(),
+            underlay_v4: Some(node_v4(number)),
+            underlay_v6: Some(node_v6(number)),
             uplink_mtu: UNDERLAY_MTU,
             port: VXLAN_PORT,
             vni: VNI,
@@ -178,8 +179,11 @@ fn peer(number: u8, mode: Mode) -> Result<Change> {
             .map(|(key, value)| (key.to_owned(), value))
             .collect(),
     };
-    let routes = overlay(number)?.peer(&node)?;
-    Ok(Change::Peer(node.name, Some(routes)))
+    let (changes, not_a_peer) = overlay(number)?.changes(&node.name, Some(&node));
+    match not_a_peer {
+        None => Ok(changes),
+        Some(reason) => Err(reason).context("make the other node a peer"),
+    }
 }
 
 /// A Service with one endpoint, so that every connection takes the way that is measured.

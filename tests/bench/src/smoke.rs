@@ -126,12 +126,19 @@ impl Cells {
             ways: vec![
                 way("routing/ipv6", &self.routing, pod, OTHER_NODE),
                 way("routing-again/ipv6", &self.routing_again, pod, OTHER_NODE),
+                way("cluster-ip/ipv6", &self.service, service, OTHER_NODE),
                 way("overlay/ipv6", &self.overlay, pod, OTHER_NODE),
-                way("overlay-cluster-ip/ipv6", &self.overlay, service, OTHER_NODE),
+                way(
+                    "overlay-cluster-ip/ipv6",
+                    &self.overlay,
+                    service,
+                    OTHER_NODE,
+                ),
             ],
             comparisons: const {
                 &[
                     compare("routing-again/ipv6", "routing/ipv6", Kind::Noise),
+                    compare("cluster-ip/ipv6", "routing/ipv6", Kind::Plain),
                     compare("overlay-cluster-ip/ipv6", "routing/ipv6", Kind::Plain),
                     compare("overlay/ipv6", "routing/ipv6", Kind::Plain),
                 ]
