@@ -75,6 +75,9 @@ pub mod peer_mode {
     pub const VXLAN: u8 = 1;
     /// Plain routing to the node's underlay address on a shared link (flannel's host-gw).
     pub const DIRECT: u8 = 2;
+    /// As [`VXLAN`], to a node on the uplink's own link: its underlay address is the next hop, so that the kernel need
+    /// not look for the route of each packet.
+    pub const VXLAN_ON_LINK: u8 = 3;
 }
 
 /// Offsets in [`Peer::header`] for an IPv4 underlay, and sizes. RFC 791, RFC 768, RFC 7348 section 5.

@@ -32,12 +32,12 @@ pub(crate) fn apply(field: u16, difference: u32) -> u16 {
     !fold(!field as u64 + difference as u64)
 }
 
-/// One's complement sum of bytes as words lie in memory, for a header that is built anew. An even length.
+/// Sum of bytes as words lie in memory, for a header that is built anew. A length that is a multiple of four.
 #[inline(always)]
 pub(crate) fn sum(bytes: &[u8]) -> u64 {
     let mut sum = 0u64;
-    for pair in bytes.chunks_exact(2) {
-        sum += u16::from_ne_bytes([pair[0], pair[1]]) as u64;
+    for bytes in bytes.chunks_exact(4) {
+        sum += word(bytes) as u64;
     }
     sum
 }

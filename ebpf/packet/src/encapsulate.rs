@@ -3,7 +3,7 @@
 use ebpf_abi::{Addr4, Addr6, Config, DropReason, Family, Peer, config_flag, overlay_header};
 
 use crate::{
-    Ip, Node, Packet, checksum,
+    Ip, Node, OutOfBounds, Packet, checksum,
     ip::ETH_LEN,
     parse::{self, Headers, Kind, protocol},
     verdict::Step,
@@ -16,12 +16,6 @@ const INNER_ETHERTYPE_AT: usize = overlay_header::LEN_V4 - 2;
 /// First of the 16384 UDP source ports that spread flows over the receivers' queues (RFC 7348 section 5).
 const FIRST_SOURCE_PORT: u16 = 49152;
 
-/// [`Peer::header`]'s length in whole words, so that it is copied by words.
-const HEADER_BUFFER: usize = 52;
-
-#[repr(C, align(4))]
-struct Header([u8; HEADER_BUFFER]);
-
 /// Puts the peer's header before the inner packet.
 ///
 /// # Errors
@@ -29,37 +23,68 @@ struct Header([u8; HEADER_BUFFER]);
 /// [`DropReason::NoPeer`] if the peer has no header for an IPv4 underlay, [`DropReason::RewriteFailed`] if the kernel
 /// refuses the room.
 #[inline(always)]
-pub(crate) fn encapsulate<A: Ip, P: Packet>(packet: &mut P, peer: &Peer) -> Result<(), DropReason> {
+pub(crate) fn encapsulate<A: Ip, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<A>,
+    peer: &Peer,
+) -> Result<(), DropReason> {
     if peer.header_len as usize != overlay_header::LEN_V4 {
         return Err(DropReason::NoPeer);
     }
     let inner_len = packet.length() - ETH_LEN as u32;
-    let hash = packet.flow_hash();
     packet
         .make_room_for_overlay()
-        .map_err(|_| DropReason::RewriteFailed)?;
-
-    let mut header = Header([0; HEADER_BUFFER]);
-    header.0.copy_from_slice(&peer.header[..HEADER_BUFFER]);
-    let header = &mut header.0;
-    let total_len = (inner_len + overlay_header::LEN_V4 as u32) as u16;
-    put(header, overlay_header::IPV4_TOTAL_LEN, total_len);
-    let sum = peer.header_sum as u64 + total_len as u64;
-    put(header, overlay_header::IPV4_CHECKSUM, !checksum::fold(sum));
-    put(
-        header,
-        overlay_header::UDP_V4,
-        FIRST_SOURCE_PORT | (hash & 0x3fff) as u16,
-    );
-    put(
-        header,
-        overlay_header::UDP_V4 + 4,
-        (inner_len + BEHIND_IP) as u16,
-    );
-    put(header, INNER_ETHERTYPE_AT, u16::from_be(A::ETHERTYPE));
-    packet
-        .store(ETH_LEN as u32, &header[..overlay_header::LEN_V4])
+        .and_then(|()| write_header(packet, headers, peer, inner_len))
         .map_err(|_| DropReason::RewriteFailed)
+}
+
+#[inline(always)]
+fn write_header<A: Ip, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<A>,
+    peer: &Peer,
+    inner_len: u32,
+) -> Result<(), OutOfBounds> {
+    const IP: usize = ETH_LEN;
+    const UDP: usize = ETH_LEN + overlay_header::UDP_V4;
+    packet.store_words(IP as u32, &peer.header[..overlay_header::LEN_V4])?;
+    let total_len = (inner_len + overlay_header::LEN_V4 as u32) as u16;
+    let check = !checksum::fold(peer.header_sum as u64 + total_len as u64);
+    let mut put = |at: usize, value: u16| packet.store(at as u32, &value.to_be_bytes());
+    put(IP + overlay_header::IPV4_TOTAL_LEN, total_len)?;
+    put(IP + overlay_header::IPV4_CHECKSUM, check)?;
+    put(
+        UDP,
+        FIRST_SOURCE_PORT | (flow_hash(headers) & 0x3fff) as u16,
+    )?;
+    put(UDP + 4, (inner_len + BEHIND_IP) as u16)?;
+    put(IP + INNER_ETHERTYPE_AT, u16::from_be(A::ETHERTYPE))
+}
+
+/// A hash of the inner packet's flow (RFC 7348 section 5). All fragments of a packet have the same, so they go without
+/// ports.
+///
+/// Not the kernel's: that one takes the packet apart again, unless a socket of this machine left its own.
+#[inline(always)]
+fn flow_hash<A: Ip>(headers: &Headers<A>) -> u32 {
+    let tuple = &headers.tuple;
+    let mut hash = tuple.protocol as u32;
+    if matches!(headers.kind, Kind::WHOLE) {
+        hash |= (tuple.src_port_be as u32) << 16;
+        hash ^= (tuple.dst_port_be as u32) << 8;
+    }
+    for word in tuple
+        .src
+        .as_bytes()
+        .chunks_exact(4)
+        .chain(tuple.dst.as_bytes().chunks_exact(4))
+    {
+        // Knuth's multiplier, the golden ratio of 32 bits.
+        hash = hash.wrapping_mul(0x9e37_79b1).rotate_left(13);
+        hash ^= u32::from_ne_bytes([word[0], word[1], word[2], word[3]]);
+    }
+    hash = hash.wrapping_mul(0x9e37_79b1);
+    hash ^ (hash >> 15)
 }
 
 /// Whether a packet from the network is the overlay's: then nothing of it may reach the host's stack.
@@ -75,7 +100,7 @@ pub(crate) fn is_overlay<A: Ip>(config: &Config, headers: &Headers<A>) -> bool {
 #[inline(always)]
 pub(crate) fn inspect<A: Ip, P: Packet>(packet: &P, config: &Config, headers: &Headers<A>) -> Step {
     const BAD: Step = Step::drop(DropReason::OverlayBadHeader);
-    if A::FAMILY != Family::V4 || !matches!(headers.kind, Kind::Whole) {
+    if A::FAMILY != Family::V4 || !matches!(headers.kind, Kind::WHOLE) {
         return BAD;
     }
     // VXLAN (8) and the inner Ethernet header (14).
@@ -122,11 +147,4 @@ pub(crate) fn is_from_its_node<A: Ip, N: Node<A>>(node: &N, src: &A, underlay: u
     let addr = &peer.underlay_addr;
     peer.underlay_family == Family::V4 as u8
         && u32::from_ne_bytes([addr[0], addr[1], addr[2], addr[3]]) == underlay
-}
-
-#[inline(always)]
-fn put(header: &mut [u8; HEADER_BUFFER], at: usize, value: u16) {
-    let bytes = value.to_be_bytes();
-    header[at] = bytes[0];
-    header[at + 1] = bytes[1];
 }

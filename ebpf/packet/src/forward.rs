@@ -1,6 +1,8 @@
 //! Where a packet goes after translation: a pod of this node, the host, another node, out of the cluster.
 
-use ebpf_abi::{Config, ConnKey, DropReason, Endpoint, config_flag, endpoint_flag, peer_mode};
+use ebpf_abi::{
+    Config, ConnKey, DropReason, Endpoint, Peer, config_flag, endpoint_flag, peer_mode,
+};
 
 use crate::{
     Ip, Node, Packet, encapsulate,
@@ -86,124 +88,105 @@ impl Forward<'_> {
         target: &ConnKey<A>,
         way: Way,
     ) -> Step {
-        match way.place {
+        // This node routes the packet, unless it sent it itself.
+        let mut hop = !matches!(self.origin, Origin::Host);
+        let mut overlay = None;
+        let step = match way.place {
             Place::Pod => {
                 headers.set_macs(&way.endpoint.pod_mac, &way.endpoint.host_mac);
-                self.finish(
-                    packet,
-                    headers,
-                    target,
-                    Step::to_pod(way.endpoint.ifindex),
-                    true,
-                )
+                Step::to_pod(way.endpoint.ifindex)
             }
-            Place::Host => self.to_host(packet, headers, target, &way.endpoint),
-            Place::SourceNat => Step::drop(DropReason::NoConnection),
-            Place::Peer => self.to_peer(packet, node, headers, target, way.peer_id),
-            Place::Outside => self.outside(packet, headers, target),
-        }
-    }
-
-    #[inline(always)]
-    fn to_host<A: Ip, P: Packet>(
-        self,
-        packet: &mut P,
-        headers: &mut Headers<A>,
-        target: &ConnKey<A>,
-        endpoint: &Endpoint,
-    ) -> Step {
-        if !self.translated && !matches!(self.origin, Origin::Overlay) {
-            return Step::PASS;
-        }
-        headers.set_macs(&endpoint.pod_mac, &endpoint.host_mac);
-        self.finish(packet, headers, target, Step::TO_HOST, false)
-    }
-
-    #[inline(always)]
-    fn to_peer<A: Ip, P: Packet, N: Node<A>>(
-        self,
-        packet: &mut P,
-        node: &N,
-        headers: &mut Headers<A>,
-        target: &ConnKey<A>,
-        peer_id: u32,
-    ) -> Step {
-        match self.origin {
-            Origin::Overlay if !self.translated => return Step::drop(DropReason::OverlayNotLocal),
-            Origin::Network if !self.translated => return Step::PASS,
-            _ => {}
-        }
-        let Some(peer) = node.peer(peer_id) else {
-            return Step::drop(DropReason::NoPeer);
+            Place::Host if !self.translated && !matches!(self.origin, Origin::Overlay) => {
+                return Step::PASS;
+            }
+            Place::Host => {
+                hop = false;
+                headers.set_macs(&way.endpoint.pod_mac, &way.endpoint.host_mac);
+                Step::TO_HOST
+            }
+            Place::SourceNat => return Step::drop(DropReason::NoConnection),
+            Place::Peer => {
+                let peer = match self.peer(packet, node, headers, way.peer_id) {
+                    Ok(peer) => peer,
+                    Err(step) => return step,
+                };
+                if peer.mode == peer_mode::DIRECT {
+                    Step::to_network(way.peer_id)
+                } else {
+                    overlay = Some(peer);
+                    let on_link = peer.mode == peer_mode::VXLAN_ON_LINK;
+                    Step::to_network(if on_link { way.peer_id } else { 0 })
+                }
+            }
+            Place::Outside => match self.outside(packet, headers) {
+                Ok(()) => Step::to_network(0),
+                Err(step) => return step,
+            },
         };
-        if is_longer_than(packet, headers, peer.mtu) {
-            return Step::too_big(peer.mtu);
-        }
-        match peer.mode {
-            peer_mode::VXLAN => {
-                let step = self.finish(packet, headers, target, Step::to_network(0), true);
-                if !step.is_to_network() {
-                    return step;
-                }
-                match encapsulate::encapsulate::<A, P>(packet, peer) {
-                    Ok(()) => step,
-                    Err(reason) => Step::drop(reason),
-                }
-            }
-            peer_mode::DIRECT => {
-                self.finish(packet, headers, target, Step::to_network(peer_id), true)
-            }
-            _ => Step::drop(DropReason::NoPeer),
-        }
-    }
-
-    #[inline(always)]
-    fn outside<A: Ip, P: Packet>(
-        self,
-        packet: &mut P,
-        headers: &mut Headers<A>,
-        target: &ConnKey<A>,
-    ) -> Step {
-        if !self.translated {
-            let masquerade = self.config.flags & config_flag::MASQUERADE != 0;
-            match self.origin {
-                Origin::Pod if masquerade => {}
-                Origin::Overlay => return Step::drop(DropReason::OverlayNotLocal),
-                _ => return Step::PASS,
-            }
-            return match headers.kind {
-                Kind::Whole | Kind::FirstFragment => Step::OPEN_MASQUERADE,
-                Kind::LaterFragment => Step::drop(DropReason::FragmentUnknown),
-                _ => Step::drop(DropReason::NoConnection),
-            };
-        }
-        if is_longer_than(packet, headers, self.config.uplink_mtu) {
-            return Step::too_big(self.config.uplink_mtu);
-        }
-        self.finish(packet, headers, target, Step::to_network(0), true)
-    }
-
-    /// Writes the headers; `hop`: this node routes the packet, as far as it did not send it itself.
-    #[inline(always)]
-    fn finish<A: Ip, P: Packet>(
-        self,
-        packet: &mut P,
-        headers: &mut Headers<A>,
-        target: &ConnKey<A>,
-        step: Step,
-        hop: bool,
-    ) -> Step {
         if step.is_to_network() && self.config.uplink_ifindex == 0 {
             return Step::drop(DropReason::NoConfig);
         }
-        let hop = hop && !matches!(self.origin, Origin::Host);
         if hop && headers.ttl() <= 1 {
             return Step::drop(DropReason::TtlExceeded);
         }
-        match headers.write(packet, target, self.translated, hop) {
-            Ok(()) => step,
-            Err(reason) => Step::drop(reason),
+        if let Err(reason) = headers.write(packet, target, self.translated, hop) {
+            return Step::drop(reason);
         }
+        if let Some(peer) = overlay
+            && let Err(reason) = encapsulate::encapsulate(packet, headers, peer)
+        {
+            return Step::drop(reason);
+        }
+        step
+    }
+
+    /// The peer to which a packet may go.
+    #[inline(always)]
+    fn peer<'n, A: Ip, P: Packet, N: Node<A>>(
+        self,
+        packet: &P,
+        node: &'n N,
+        headers: &Headers<A>,
+        peer_id: u32,
+    ) -> Result<&'n Peer, Step> {
+        match self.origin {
+            Origin::Overlay if !self.translated => {
+                return Err(Step::drop(DropReason::OverlayNotLocal));
+            }
+            Origin::Network if !self.translated => return Err(Step::PASS),
+            _ => {}
+        }
+        let Some(peer) = node.peer(peer_id) else {
+            return Err(Step::drop(DropReason::NoPeer));
+        };
+        if peer.mode == peer_mode::NONE || peer.mode > peer_mode::VXLAN_ON_LINK {
+            return Err(Step::drop(DropReason::NoPeer));
+        }
+        if is_longer_than(packet, headers, peer.mtu) {
+            return Err(Step::too_big(peer.mtu));
+        }
+        Ok(peer)
+    }
+
+    /// Whether a packet may leave the cluster.
+    #[inline(always)]
+    fn outside<A: Ip, P: Packet>(self, packet: &P, headers: &Headers<A>) -> Result<(), Step> {
+        if !self.translated {
+            let masquerade = self.config.flags & config_flag::MASQUERADE != 0;
+            return Err(match self.origin {
+                Origin::Overlay => Step::drop(DropReason::OverlayNotLocal),
+                Origin::Pod if masquerade => match headers.kind {
+                    Kind::WHOLE | Kind::FIRST_FRAGMENT => Step::OPEN_MASQUERADE,
+                    Kind::LATER_FRAGMENT => Step::drop(DropReason::FragmentUnknown),
+                    _ => Step::drop(DropReason::NoConnection),
+                },
+                _ => Step::PASS,
+            });
+        }
+        if is_longer_than(packet, headers, self.config.uplink_mtu) {
+            return Err(Step::too_big(self.config.uplink_mtu));
+        }
+        Ok(())
     }
 }
 

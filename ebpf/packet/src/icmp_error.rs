@@ -171,7 +171,7 @@ impl<A: Ip> Quote<A> {
     #[inline(never)]
     fn read<P: Packet>(&mut self, packet: &P) -> bool {
         let bytes = &mut self.header.bytes_mut()[IP_AT..IP_AT + A::HEADER_LEN];
-        if packet.load(self.ip_at, bytes).is_err() {
+        if packet.load_words(self.ip_at, bytes).is_err() {
             return false;
         }
         self.tuple.src = A::read(bytes, A::SRC_AT);
@@ -231,7 +231,7 @@ impl<A: Ip> Quote<A> {
             bytes[at] = check[0];
             bytes[at + 1] = check[1];
         }
-        match packet.store(self.ip_at, bytes) {
+        match packet.store_words(self.ip_at, bytes) {
             Ok(()) => difference as u64,
             Err(_) => u64::MAX,
         }

@@ -4,10 +4,10 @@
 //! It quotes the IP header and the first 20 bytes behind it: more than the eight that a sender needs, and enough that
 //! the kernel may cut a packet whose TCP checksum is still to be computed.
 
-use ebpf_abi::{DropReason, Family};
+use ebpf_abi::{Config, DropReason, Family};
 
 use crate::{
-    Ip, Node, Packet, checksum,
+    Frame, Ip, Node, OutOfBounds, Packet, checksum,
     ip::{ETH_LEN, FrameBytes, IP_AT, LEAD},
     parse::{Headers, Kind},
     verdict::Step,
@@ -17,90 +17,105 @@ use crate::{
 const QUOTED: usize = 20;
 
 /// Turns the packet into the answer.
-#[inline(never)]
+///
+/// Functions of their own one after the other, so that their stack frames do not add up.
+#[inline(always)]
 pub(crate) fn answer<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, mtu: u32) -> Step {
-    match build::<A, P, N>(packet, node, mtu) {
-        Ok(()) => Step::REFLECT,
-        Err(reason) => Step::drop(reason),
+    if !may_be_answered::<A, P, N>(packet, node) {
+        return Step::drop(DropReason::TooBig);
+    }
+    let sum = quote::<A, P>(packet);
+    if sum > u32::MAX as u64 {
+        return Step::drop(DropReason::RewriteFailed);
+    }
+    write_headers::<A, P, N>(packet, node, mtu, sum as u32)
+}
+
+/// No error about an error, none about a fragment that is not the first (RFC 1122 section 3.2.2), none from nowhere.
+#[inline(never)]
+fn may_be_answered<A: Ip, P: Packet, N: Node<A>>(packet: &P, node: &N) -> bool {
+    let mut headers = Headers::<A>::new();
+    headers.parse(packet).is_ok()
+        && !matches!(headers.kind, Kind::ICMP_ERROR | Kind::LATER_FRAGMENT)
+        && node
+            .config()
+            .is_some_and(|config| !sender::<A>(config).is_unset())
+}
+
+/// The address in whose name the node answers.
+#[inline(always)]
+fn sender<A: Ip>(config: &Config) -> &A {
+    let settings = A::settings(config);
+    if settings.node_addr.is_unset() {
+        &settings.source_nat_addr
+    } else {
+        &settings.node_addr
     }
 }
 
+/// Moves the beginning of the IP packet behind where the ICMP header will be, and cuts the rest off. Returns the sum of
+/// what it moved, or `u64::MAX` if the kernel refused.
+#[inline(never)]
+fn quote<A: Ip, P: Packet>(packet: &mut P) -> u64 {
+    move_quoted::<A, P>(packet).unwrap_or(u64::MAX)
+}
+
 #[inline(always)]
-fn build<A: Ip, P: Packet, N: Node<A>>(
+fn move_quoted<A: Ip, P: Packet>(packet: &mut P) -> Result<u64, OutOfBounds> {
+    let from = ETH_LEN as u32;
+    let to = from + A::HEADER_LEN as u32 + 8;
+    let mut frame = A::Frame::ZERO;
+    let header = &mut frame.bytes_mut()[IP_AT..IP_AT + A::HEADER_LEN];
+    let mut quoted = Frame::<QUOTED>::ZERO;
+    let quoted = quoted.bytes_mut();
+    packet.load_words(from, header)?;
+    packet.load_words(from + A::HEADER_LEN as u32, quoted)?;
+    packet.truncate(to + (A::HEADER_LEN + QUOTED) as u32)?;
+    packet.store_words(to, header)?;
+    packet.store_words(to + A::HEADER_LEN as u32, quoted)?;
+    let sum = checksum::sum(header) + checksum::sum(quoted);
+    Ok(checksum::fold(sum) as u64)
+}
+
+/// Writes the Ethernet, IP and ICMP headers before what is quoted.
+#[inline(never)]
+fn write_headers<A: Ip, P: Packet, N: Node<A>>(
     packet: &mut P,
     node: &N,
     mtu: u32,
-) -> Result<(), DropReason> {
+    quoted: u32,
+) -> Step {
     let Some(config) = node.config() else {
-        return Err(DropReason::NoConfig);
+        return Step::drop(DropReason::NoConfig);
     };
-    let mut headers = Headers::<A>::new();
-    headers.parse(packet)?;
-    // No error about an error, none about a fragment that is not the first (RFC 1122 section 3.2.2).
-    if matches!(headers.kind, Kind::IcmpError | Kind::LaterFragment) {
-        return Err(DropReason::TooBig);
+    let from = sender::<A>(config);
+    let mut frame = A::Frame::ZERO;
+    let frame = &mut frame.bytes_mut()[..IP_AT + A::HEADER_LEN];
+    if packet.load_frame(frame).is_err() {
+        return Step::drop(DropReason::RewriteFailed);
     }
-    let settings = A::settings(config);
-    let from = if settings.node_addr.is_unset() {
-        settings.source_nat_addr
-    } else {
-        settings.node_addr
-    };
-    if from.is_unset() {
-        return Err(DropReason::TooBig);
+    for i in LEAD..LEAD + 6 {
+        frame.swap(i, i + 6);
     }
-
-    let mut quoted = [0u8; QUOTED];
-    let quoted_at = (ETH_LEN + A::HEADER_LEN) as u32;
-    packet
-        .load(quoted_at, &mut quoted)
-        .map_err(|_| DropReason::TooBig)?;
-    let icmp_at = quoted_at;
-    let body_at = icmp_at + 8;
-    let len = body_at + (A::HEADER_LEN + QUOTED) as u32;
-    packet
-        .truncate(len)
-        .map_err(|_| DropReason::RewriteFailed)?;
-
-    // The quoted packet first, as the frame buffer is needed again.
+    let to = A::read(frame, IP_AT + A::SRC_AT);
     let payload = (8 + A::HEADER_LEN + QUOTED) as u16;
+    A::write_icmp_header(&mut frame[IP_AT..], payload, from, &to);
+
     let mut icmp = [0u8; 8];
     A::write_too_big(&mut icmp, mtu);
-    let quoted_header = &headers.frame.bytes()[IP_AT..IP_AT + A::HEADER_LEN];
-    let mut sum = checksum::sum(&icmp) + checksum::sum(quoted_header) + checksum::sum(&quoted);
+    let mut sum = checksum::sum(&icmp) + quoted as u64;
     if A::FAMILY == Family::V6 {
-        sum += checksum::sum(from.as_bytes()) + checksum::sum(headers.tuple.src.as_bytes());
+        sum += checksum::sum(from.as_bytes()) + checksum::sum(to.as_bytes());
         sum += payload.to_be() as u64 + (A::ICMP as u16).to_be() as u64;
     }
     let check = (!checksum::fold(sum)).to_ne_bytes();
     icmp[2] = check[0];
     icmp[3] = check[1];
-    let stored = packet
-        .store(body_at, quoted_header)
-        .and_then(|()| packet.store(body_at + A::HEADER_LEN as u32, &quoted))
-        .and_then(|()| packet.store(icmp_at, &icmp));
-    stored.map_err(|_| DropReason::RewriteFailed)?;
-
-    headers.swap_macs();
-    let to = headers.tuple.src;
-    let frame = headers.frame.bytes_mut();
-    A::write_icmp_header(
-        &mut frame[IP_AT..IP_AT + A::HEADER_LEN],
-        payload,
-        &from,
-        &to,
-    );
-    packet
-        .store(0, &frame[LEAD..IP_AT + A::HEADER_LEN])
-        .map_err(|_| DropReason::RewriteFailed)
-}
-
-impl<A: Ip> Headers<A> {
-    #[inline(always)]
-    fn swap_macs(&mut self) {
-        let frame = self.frame.bytes_mut();
-        for i in LEAD..LEAD + 6 {
-            frame.swap(i, i + 6);
-        }
+    match packet
+        .store_frame(frame)
+        .and_then(|()| packet.store((ETH_LEN + A::HEADER_LEN) as u32, &icmp))
+    {
+        Ok(()) => Step::REFLECT,
+        Err(OutOfBounds) => Step::drop(DropReason::RewriteFailed),
     }
 }

@@ -239,9 +239,9 @@ impl Ip for Addr6 {
             first_fragment: false,
             fragment_id_be: 0,
         };
-        payload.skip_extension_headers(packet)?;
-        payload.protocol = packet.forget_range(payload.protocol as u32) as u8;
-        payload.at = packet.forget_range(payload.at);
+        if payload.is_extended() && !payload.skip_extension_headers(packet) {
+            return Err(DropReason::Malformed);
+        }
         Ok(payload)
     }
 

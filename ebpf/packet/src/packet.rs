@@ -23,10 +23,19 @@ pub trait Packet {
     fn length(&self) -> u32;
     /// The EtherType, in network byte order.
     fn ethertype(&self) -> u16;
-    /// Reads bytes; the slice's length is a constant where this is called.
+    /// Reads bytes; the slice's length is even and a constant where this is called.
     fn load(&self, at: u32, into: &mut [u8]) -> Result<(), OutOfBounds>;
-    /// Writes bytes whose change is balanced elsewhere in the packet's sum, or lies outside of it (Ethernet header).
+    /// Writes bytes whose change is balanced elsewhere in the packet's sum, or lies outside of it (Ethernet header);
+    /// the slice's length is even and a constant where this is called.
     fn store(&mut self, at: u32, bytes: &[u8]) -> Result<(), OutOfBounds>;
+    /// [`Packet::load`] of whole words into a slice that is aligned to words.
+    fn load_words(&self, at: u32, into: &mut [u8]) -> Result<(), OutOfBounds>;
+    /// [`Packet::store`] from a slice that starts at a word.
+    fn store_words(&mut self, at: u32, bytes: &[u8]) -> Result<(), OutOfBounds>;
+    /// Reads the packet's beginning into a buffer that is aligned to words, behind its first two bytes.
+    fn load_frame(&self, frame: &mut [u8]) -> Result<(), OutOfBounds>;
+    /// Writes it back.
+    fn store_frame(&mut self, frame: &[u8]) -> Result<(), OutOfBounds>;
     /// Writes bytes whose change nothing balances (the IPv6 hop limit).
     fn store_unbalanced(&mut self, at: u32, bytes: &[u8]) -> Result<(), OutOfBounds>;
     /// Applies a difference to the 16-bit checksum at `at`.
@@ -38,8 +47,6 @@ pub trait Packet {
     ) -> Result<(), OutOfBounds>;
     /// Payload bytes of each segment of a packet that the device will cut; 0 if it is to be sent as it is.
     fn segment_payload(&self) -> u32;
-    /// A hash of the flow, equal for all its packets.
-    fn flow_hash(&self) -> u32;
     /// Makes room for 50 bytes between the Ethernet header and what follows: outer IPv4, UDP, VXLAN, inner Ethernet.
     fn make_room_for_overlay(&mut self) -> Result<(), OutOfBounds>;
     /// Removes `len` bytes behind the Ethernet header; what follows then is of this family.

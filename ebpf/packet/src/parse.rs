@@ -35,18 +35,20 @@ pub struct Payload {
     pub fragment_id_be: u32,
 }
 
-/// What kind of packet it is, as far as the path takes another turn.
+/// What kind of packet it is, as far as the path takes another turn. A number and no enum: see [`Headers::parse`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Kind {
-    Whole,
-    FirstFragment,
+pub(crate) struct Kind(u8);
+
+impl Kind {
+    pub(crate) const WHOLE: Self = Self(0);
+    pub(crate) const FIRST_FRAGMENT: Self = Self(1);
     /// Has no ports of its own.
-    LaterFragment,
-    IcmpError,
+    pub(crate) const LATER_FRAGMENT: Self = Self(2);
+    pub(crate) const ICMP_ERROR: Self = Self(3);
     /// ICMP that is neither echo nor error: nothing in it can be translated.
-    IcmpOther,
+    pub(crate) const ICMP_OTHER: Self = Self(4);
     /// Router and neighbour discovery: the stack's own.
-    NeighbourDiscovery,
+    pub(crate) const NEIGHBOUR_DISCOVERY: Self = Self(5);
 }
 
 /// A packet's headers, as far as the path needs them.
@@ -74,7 +76,7 @@ impl<A: Ip> Headers<A> {
             end: 0,
             header_len: 0,
             fragment_id_be: 0,
-            kind: Kind::Whole,
+            kind: Kind::WHOLE,
             tcp_flags: 0,
         }
     }
@@ -86,8 +88,23 @@ impl<A: Ip> Headers<A> {
     /// [`DropReason::Malformed`] if a header is cut short or a length contradicts another.
     #[inline(always)]
     pub(crate) fn parse<P: Packet>(&mut self, packet: &P) -> Result<(), DropReason> {
+        self.parse_fields(packet)?;
+        // All kinds and protocols go on as one: the verifier need not follow each of them to the end.
+        let known =
+            self.kind.0 as u32 | (self.tuple.protocol as u32) << 8 | (self.tcp_flags as u32) << 16;
+        let known = packet.forget_range(known);
+        self.kind = Kind(known as u8);
+        self.tuple.protocol = (known >> 8) as u8;
+        self.tcp_flags = (known >> 16) as u8;
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn parse_fields<P: Packet>(&mut self, packet: &P) -> Result<(), DropReason> {
         let frame = self.frame.bytes_mut();
-        load(packet, 0, &mut frame[LEAD..IP_AT + A::HEADER_LEN])?;
+        packet
+            .load_frame(&mut frame[..IP_AT + A::HEADER_LEN])
+            .map_err(|_| DropReason::Malformed)?;
         let header = &frame[IP_AT..IP_AT + A::HEADER_LEN];
         let payload = A::locate(packet, header, ETH_LEN as u32, false)?;
         self.tuple.src = A::read(header, A::SRC_AT);
@@ -102,11 +119,11 @@ impl<A: Ip> Headers<A> {
         frame[LEAD + 12] = ethertype[0];
         frame[LEAD + 13] = ethertype[1];
         if payload.later_fragment {
-            self.kind = Kind::LaterFragment;
+            self.kind = Kind::LATER_FRAGMENT;
             return Ok(());
         }
         if payload.first_fragment {
-            self.kind = Kind::FirstFragment;
+            self.kind = Kind::FIRST_FRAGMENT;
         }
         match payload.protocol {
             protocol::TCP => self.parse_tcp(packet),
@@ -141,7 +158,7 @@ impl<A: Ip> Headers<A> {
         }
         load(packet, self.l4_at, &mut udp)?;
         let len = u16::from_be_bytes([udp[4], udp[5]]) as u32;
-        let whole = matches!(self.kind, Kind::Whole);
+        let whole = matches!(self.kind, Kind::WHOLE);
         if len < 8 || (whole && self.l4_at + len > self.end) {
             return Err(DropReason::Malformed);
         }
@@ -164,11 +181,11 @@ impl<A: Ip> Headers<A> {
         } else if icmp_type == A::ECHO_REPLY {
             self.tuple.dst_port_be = id;
         } else if A::is_icmp_error(icmp_type) {
-            self.kind = Kind::IcmpError;
+            self.kind = Kind::ICMP_ERROR;
         } else if A::is_neighbour_discovery(icmp_type) {
-            self.kind = Kind::NeighbourDiscovery;
+            self.kind = Kind::NEIGHBOUR_DISCOVERY;
         } else {
-            self.kind = Kind::IcmpOther;
+            self.kind = Kind::ICMP_OTHER;
         }
         Ok(())
     }
@@ -192,44 +209,58 @@ impl<A: Ip> Headers<A> {
 }
 
 impl Payload {
-    /// Goes over IPv6 extension headers (RFC 8200 section 4), at most eight.
+    /// Whether an IPv6 extension header comes next: hop-by-hop, routing, fragment, authentication, destination
+    /// options, mobility, HIP, shim6.
     #[inline(always)]
-    pub(crate) fn skip_extension_headers<P: Packet>(
-        &mut self,
-        packet: &P,
-    ) -> Result<(), DropReason> {
+    pub(crate) fn is_extended(&self) -> bool {
+        matches!(self.protocol, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
+    }
+
+    /// Goes over IPv6 extension headers (RFC 8200 section 4), at most eight; `false` if one is cut short.
+    #[inline(never)]
+    pub(crate) fn skip_extension_headers<P: Packet>(&mut self, packet: &P) -> bool {
         for _ in 0..8 {
-            // Hop-by-hop, routing, destination options, mobility, HIP, shim6; authentication; fragment.
-            let (is_fragment, unit, extra) = match self.protocol {
-                0 | 43 | 60 | 135 | 139 | 140 => (false, 8, 1),
-                51 => (false, 4, 2),
-                44 => (true, 8, 1),
-                _ => return Ok(()),
-            };
-            let mut header = [0u8; 8];
-            if self.at + 8 > self.end {
-                return Err(DropReason::Malformed);
+            if self.at + 8 > self.end || !self.skip_one(packet) || self.at > self.end {
+                return false;
             }
-            load(packet, self.at, &mut header)?;
-            self.protocol = header[0];
-            if is_fragment {
+            // Whatever the header was, the next is looked at in the same way.
+            let fields = self.protocol as u32
+                | (self.later_fragment as u32) << 8
+                | (self.first_fragment as u32) << 9;
+            let fields = packet.forget_range(fields);
+            self.protocol = fields as u8;
+            self.later_fragment = fields & 0x100 != 0;
+            self.first_fragment = fields & 0x200 != 0;
+            self.at = packet.forget_range(self.at);
+            if self.later_fragment || !self.is_extended() {
+                return true;
+            }
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn skip_one<P: Packet>(&mut self, packet: &P) -> bool {
+        let mut header = [0u8; 8];
+        if packet.load(self.at, &mut header).is_err() {
+            return false;
+        }
+        let len = header[1] as u32;
+        match self.protocol {
+            44 => {
                 let offset = u16::from_be_bytes([header[2], header[3]]);
                 self.fragment_id_be =
                     u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
-                self.at += 8;
                 self.later_fragment = offset & 0xfff8 != 0;
                 self.first_fragment = offset & 0xfff9 == 1;
-                if self.later_fragment {
-                    return Ok(());
-                }
-            } else {
-                self.at += (header[1] as u32 + extra) * unit;
+                self.at += 8;
             }
-            if self.at > self.end {
-                return Err(DropReason::Malformed);
-            }
+            // RFC 4302 section 2.2: in words of four bytes, minus two.
+            51 => self.at += (len + 2) * 4,
+            _ => self.at += (len + 1) * 8,
         }
-        Ok(())
+        self.protocol = header[0];
+        true
     }
 }
 

@@ -163,7 +163,7 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
     };
     if headers.tuple.dst.stays_on_link()
         || headers.tuple.src.stays_on_link()
-        || matches!(headers.kind, Kind::NeighbourDiscovery)
+        || matches!(headers.kind, Kind::NEIGHBOUR_DISCOVERY)
     {
         return if overlay {
             Step::drop(DropReason::OverlayNotLocal)
@@ -174,18 +174,18 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
     if matches!(origin, Origin::Network) && encapsulate::is_overlay(config, headers) {
         return open_overlay(packet, config, headers);
     }
-    if matches!(headers.kind, Kind::IcmpError) {
+    if matches!(headers.kind, Kind::ICMP_ERROR) {
         return Step::ICMP_ERROR;
     }
-    let known = !matches!(headers.kind, Kind::LaterFragment)
+    let known = !matches!(headers.kind, Kind::LATER_FRAGMENT)
         || fragment::recall(node, &mut headers.tuple, headers.fragment_id_be);
     let mut target = headers.tuple;
     let translated = known
-        && !matches!(headers.kind, Kind::IcmpOther)
+        && !matches!(headers.kind, Kind::ICMP_OTHER)
         && follow_connection(node, headers, &mut target);
     let way = Way::find(node, &target.dst);
     if translated {
-        if matches!(headers.kind, Kind::FirstFragment) {
+        if matches!(headers.kind, Kind::FIRST_FRAGMENT) {
             fragment::remember(node, &headers.tuple, headers.fragment_id_be);
         }
     } else if !overlay && known {

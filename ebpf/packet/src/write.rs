@@ -96,7 +96,7 @@ impl<A: Ip> Headers<A> {
             frame[at + 1] = check[1];
         }
         packet
-            .store(0, &frame[LEAD..IP_AT + A::HEADER_LEN])
+            .store_frame(&frame[..IP_AT + A::HEADER_LEN])
             .map_err(|_| DropReason::RewriteFailed)
     }
 
@@ -108,7 +108,7 @@ impl<A: Ip> Headers<A> {
         target: &ConnKey<A>,
         address_difference: u32,
     ) -> Result<(), DropReason> {
-        if matches!(self.kind, Kind::LaterFragment) {
+        if matches!(self.kind, Kind::LATER_FRAGMENT) {
             return Ok(());
         }
         let Some(at) = checksum_at::<A>(self.tuple.protocol) else {

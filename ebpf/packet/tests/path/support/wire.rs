@@ -9,16 +9,11 @@ pub struct Wire {
     pub bytes: Vec<u8>,
     /// Payload bytes of each segment, of a packet that is still to be cut.
     pub segment: u32,
-    pub hash: u32,
 }
 
 impl Wire {
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self {
-            bytes,
-            segment: 0,
-            hash: 0x1234_5678,
-        }
+        Self { bytes, segment: 0 }
     }
 
     fn range(&self, at: u32, len: usize) -> Result<std::ops::Range<usize>, OutOfBounds> {
@@ -45,6 +40,7 @@ impl Packet for Wire {
     }
 
     fn load(&self, at: u32, into: &mut [u8]) -> Result<(), OutOfBounds> {
+        assert!(into.len().is_multiple_of(2), "halves and words only");
         let range = self.range(at, into.len())?;
         into.copy_from_slice(&self.bytes[range]);
         Ok(())
@@ -54,6 +50,25 @@ impl Packet for Wire {
         let range = self.range(at, bytes.len())?;
         self.bytes[range].copy_from_slice(bytes);
         Ok(())
+    }
+
+    fn load_words(&self, at: u32, into: &mut [u8]) -> Result<(), OutOfBounds> {
+        assert!(into.len().is_multiple_of(4) && into.as_ptr().addr().is_multiple_of(4));
+        self.load(at, into)
+    }
+
+    fn store_words(&mut self, at: u32, bytes: &[u8]) -> Result<(), OutOfBounds> {
+        assert!(bytes.as_ptr().addr().is_multiple_of(4));
+        self.store(at, bytes)
+    }
+
+    fn load_frame(&self, frame: &mut [u8]) -> Result<(), OutOfBounds> {
+        assert!(frame.as_ptr().addr().is_multiple_of(4));
+        self.load(0, &mut frame[2..])
+    }
+
+    fn store_frame(&mut self, frame: &[u8]) -> Result<(), OutOfBounds> {
+        self.store(0, &frame[2..])
     }
 
     fn store_unbalanced(&mut self, at: u32, bytes: &[u8]) -> Result<(), OutOfBounds> {
@@ -89,10 +104,6 @@ impl Packet for Wire {
 
     fn segment_payload(&self) -> u32 {
         self.segment
-    }
-
-    fn flow_hash(&self) -> u32 {
-        self.hash
     }
 
     fn make_room_for_overlay(&mut self) -> Result<(), OutOfBounds> {
