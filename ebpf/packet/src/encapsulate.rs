@@ -45,20 +45,20 @@ fn write_header<A: Ip, P: Packet>(
     peer: &Peer,
     inner_len: u32,
 ) -> Result<(), OutOfBounds> {
-    const IP: usize = ETH_LEN;
-    const UDP: usize = ETH_LEN + overlay_header::UDP_V4;
-    packet.store_words(IP as u32, &peer.header[..overlay_header::LEN_V4])?;
     let total_len = (inner_len + overlay_header::LEN_V4 as u32) as u16;
     let check = !checksum::fold(peer.header_sum as u64 + total_len as u64);
-    let mut put = |at: usize, value: u16| packet.store(at as u32, &value.to_be_bytes());
-    put(IP + overlay_header::IPV4_TOTAL_LEN, total_len)?;
-    put(IP + overlay_header::IPV4_CHECKSUM, check)?;
-    put(
-        UDP,
-        FIRST_SOURCE_PORT | (flow_hash(headers) & 0x3fff) as u16,
-    )?;
-    put(UDP + 4, (inner_len + BEHIND_IP) as u16)?;
-    put(IP + INNER_ETHERTYPE_AT, u16::from_be(A::ETHERTYPE))
+    let source_port = FIRST_SOURCE_PORT | (flow_hash(headers) & 0x3fff) as u16;
+    packet.store_words(
+        ETH_LEN as u32,
+        &peer.header[..overlay_header::LEN_V4],
+        &[
+            (overlay_header::IPV4_TOTAL_LEN, total_len),
+            (overlay_header::IPV4_CHECKSUM, check),
+            (overlay_header::UDP_V4, source_port),
+            (overlay_header::UDP_V4 + 4, (inner_len + BEHIND_IP) as u16),
+            (INNER_ETHERTYPE_AT, u16::from_be(A::ETHERTYPE)),
+        ],
+    )
 }
 
 /// A hash of the inner packet's flow (RFC 7348 section 5). All fragments of a packet have the same, so they go without

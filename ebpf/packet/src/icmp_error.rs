@@ -231,7 +231,7 @@ impl<A: Ip> Quote<A> {
             bytes[at] = check[0];
             bytes[at + 1] = check[1];
         }
-        match packet.store_words(self.ip_at, bytes) {
+        match packet.store_words(self.ip_at, bytes, &[]) {
             Ok(()) => difference as u64,
             Err(_) => u64::MAX,
         }

@@ -71,8 +71,8 @@ fn move_quoted<A: Ip, P: Packet>(packet: &mut P) -> Result<u64, OutOfBounds> {
     packet.load_words(from, header)?;
     packet.load_words(from + A::HEADER_LEN as u32, quoted)?;
     packet.truncate(to + (A::HEADER_LEN + QUOTED) as u32)?;
-    packet.store_words(to, header)?;
-    packet.store_words(to + A::HEADER_LEN as u32, quoted)?;
+    packet.store_words(to, header, &[])?;
+    packet.store_words(to + A::HEADER_LEN as u32, quoted, &[])?;
     let sum = checksum::sum(header) + checksum::sum(quoted);
     Ok(checksum::fold(sum) as u64)
 }

@@ -30,8 +30,13 @@ pub trait Packet {
     fn store(&mut self, at: u32, bytes: &[u8]) -> Result<(), OutOfBounds>;
     /// [`Packet::load`] of whole words into a slice that is aligned to words.
     fn load_words(&self, at: u32, into: &mut [u8]) -> Result<(), OutOfBounds>;
-    /// [`Packet::store`] from a slice that starts at a word.
-    fn store_words(&mut self, at: u32, bytes: &[u8]) -> Result<(), OutOfBounds>;
+    /// [`Packet::store`] from a slice that starts at a word; then half words, by their offset in it and in host order.
+    fn store_words(
+        &mut self,
+        at: u32,
+        bytes: &[u8],
+        halves: &[(usize, u16)],
+    ) -> Result<(), OutOfBounds>;
     /// Reads the packet's beginning into a buffer that is aligned to words, behind its first two bytes.
     fn load_frame(&self, frame: &mut [u8]) -> Result<(), OutOfBounds>;
     /// Writes it back.

@@ -190,7 +190,7 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
         }
     } else if !overlay && known {
         if way.is_pod() {
-            if starts_something(headers) {
+            if may_follow_a_service(headers, origin) {
                 track::forget_stale_reverse(node, &headers.tuple);
             }
         } else if open::frontend(node, &headers.tuple, origin).is_some() {
@@ -226,10 +226,13 @@ fn follow_connection<A: Ip, N: Node<A>>(
     true
 }
 
-/// Whether a packet without connection may be the first of one that leads past a service.
+/// Whether a packet to a pod without connection may belong to a client that reached the same pod through a service
+/// before, from the same port. Every UDP packet may; of those from the network only TCP's opening ones are looked at,
+/// since it takes a client outside that turns from a NodePort to the pod's own address.
 #[inline(always)]
-fn starts_something<A: Ip>(headers: &Headers<A>) -> bool {
-    headers.is_tcp_open() || headers.tuple.protocol == protocol::UDP
+fn may_follow_a_service<A: Ip>(headers: &Headers<A>, origin: Origin) -> bool {
+    headers.is_tcp_open()
+        || (headers.tuple.protocol == protocol::UDP && !matches!(origin, Origin::Network))
 }
 
 #[inline(always)]

@@ -223,13 +223,23 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn store_words(&mut self, at: u32, bytes: &[u8]) -> Result<(), OutOfBounds> {
+    fn store_words(
+        &mut self,
+        at: u32,
+        bytes: &[u8],
+        halves: &[(usize, u16)],
+    ) -> Result<(), OutOfBounds> {
         let window = self.window(at, bytes.len())?;
         // SAFETY: as above, the other way round.
         unsafe { copy_words!(from, window, bytes.as_ptr(), bytes.len(), 0) };
         let tail = bytes.len() & !3;
         if tail < bytes.len() {
             window.skip(tail).set_half([bytes[tail], bytes[tail + 1]]);
+        }
+        for (offset, half) in halves {
+            if offset + 2 <= bytes.len() {
+                window.skip(*offset).set_half(half.to_be_bytes());
+            }
         }
         Ok(())
     }

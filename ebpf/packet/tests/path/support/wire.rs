@@ -57,9 +57,19 @@ impl Packet for Wire {
         self.load(at, into)
     }
 
-    fn store_words(&mut self, at: u32, bytes: &[u8]) -> Result<(), OutOfBounds> {
+    fn store_words(
+        &mut self,
+        at: u32,
+        bytes: &[u8],
+        halves: &[(usize, u16)],
+    ) -> Result<(), OutOfBounds> {
         assert!(bytes.as_ptr().addr().is_multiple_of(4));
-        self.store(at, bytes)
+        self.store(at, bytes)?;
+        for (offset, half) in halves {
+            assert!(offset + 2 <= bytes.len());
+            self.store(at + *offset as u32, &half.to_be_bytes())?;
+        }
+        Ok(())
     }
 
     fn load_frame(&self, frame: &mut [u8]) -> Result<(), OutOfBounds> {
