@@ -75,7 +75,6 @@ impl Suite {
             Suite::Unit => cargo_test(&[
                 "--workspace",
                 "--exclude=ebpf-programs",
-                "--exclude=tests-bench",
                 "--exclude=tests-netns",
                 "--exclude=tests-kubectl",
                 "--exclude=tests-e2e",

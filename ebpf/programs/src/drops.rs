@@ -102,5 +102,23 @@ fn count(skb: &Skb, reason: DropReason) -> i32 {
             (*counter).bytes += skb.length() as u64;
         }
     }
+    #[cfg(feature = "log")]
+    log(skb, reason as u32);
     TC_ACT_SHOT
+}
+
+/// Writes a dropped packet to the log, its reason by number (`ebpf_abi::DropReason`).
+#[cfg(feature = "log")]
+#[inline(never)]
+fn log(skb: &Skb, reason: u32) {
+    let context = aya_ebpf::programs::TcContext::new(skb.0);
+    // SAFETY: a field of the context.
+    let ifindex = unsafe { (*skb.0).ifindex };
+    aya_log_ebpf::info!(
+        &context,
+        "drop {} on interface {}, {} bytes",
+        reason,
+        ifindex,
+        skb.length()
+    );
 }

@@ -178,6 +178,7 @@ fn overlay(flags: &Flags, uplink: &Uplink, assigned: &Assigned) -> anyhow::Resul
         mode: flags.overlay,
         underlay_v4: uplink.v4.first().copied(),
         underlay_v6: uplink.v6.first().copied(),
+        on_link_v4: uplink.on_link_v4.clone(),
         uplink_mtu: uplink.mtu,
         port: flags.vxlan_port,
         vni: flags.vni,

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt;
+use ipnetwork::Ipv4Network;
 use rtnetlink::{
     IpVersion,
     packet_route::{
@@ -29,6 +30,8 @@ pub struct Uplink {
     pub v4: Vec<Ipv4Addr>,
     /// As `v4`; no temporary or deprecated ones.
     pub v6: Vec<Ipv6Addr>,
+    /// The IPv4 prefixes of its own link: what is in them is reached without a router.
+    pub on_link_v4: Vec<Ipv4Network>,
 }
 
 impl Network {
@@ -58,6 +61,7 @@ impl Network {
             mac,
             v4: Vec::new(),
             v6: Vec::new(),
+            on_link_v4: Vec::new(),
         };
         let unusable = AddressHeaderFlags::Deprecated | AddressHeaderFlags::Dadfailed;
         for message in self.addresses(uplink.ifindex).await? {
@@ -65,7 +69,12 @@ impl Network {
                 continue;
             }
             match address_of(&message) {
-                Some(IpAddr::V4(address)) => uplink.v4.push(address),
+                Some(IpAddr::V4(address)) => {
+                    uplink.v4.push(address);
+                    uplink
+                        .on_link_v4
+                        .extend(Ipv4Network::new(address, message.header.prefix_len));
+                }
                 // IFA_F_SECONDARY and IFA_F_TEMPORARY are one bit (if_addr.h).
                 Some(IpAddr::V6(address))
                     if !message

@@ -488,6 +488,12 @@ fn the_uplink_is_found_by_name_and_by_the_default_route() {
             uplink.v6,
             ["fd00:fa1e::11".parse::<std::net::Ipv6Addr>().unwrap()]
         );
+        assert_eq!(
+            uplink.on_link_v4,
+            ["172.31.240.11/24"
+                .parse::<ipnetwork::Ipv4Network>()
+                .unwrap()]
+        );
         let shown = ip("link show dev eth0");
         assert!(shown.contains(&uplink.mac.to_string()), "{shown}");
     });

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ebpf_abi::{Family, Peer, overlay_header, peer_mode};
+use ipnetwork::Ipv4Network;
 use node_agent_model::{Change, Node, PeerRoutes};
 
 use crate::annotation::{
@@ -34,6 +35,8 @@ pub struct OverlayOptions {
     /// This node's addresses on the uplink.
     pub underlay_v4: Option<Ipv4Addr>,
     pub underlay_v6: Option<Ipv6Addr>,
+    /// IPv4 prefixes of the uplink's own link: peers in them need no route lookup.
+    pub on_link_v4: Vec<Ipv4Network>,
     /// MTU of the uplink, in bytes.
     pub uplink_mtu: u32,
     /// UDP destination port.
@@ -301,7 +304,11 @@ impl Overlay {
             header,
             header_sum,
             header_len: overlay_header::LEN_V4 as u16,
-            mode: peer_mode::VXLAN,
+            mode: if options.on_link_v4.iter().any(|link| link.contains(remote)) {
+                peer_mode::VXLAN_ON_LINK
+            } else {
+                peer_mode::VXLAN
+            },
             ..direct_peer(remote.into(), self.mtu())
         })
     }
@@ -345,6 +352,7 @@ mod tests {
             mode,
             underlay_v4: Some(Ipv4Addr::new(192, 0, 2, 1)),
             underlay_v6: Some("2001:db8::1".parse().unwrap()),
+            on_link_v4: vec!["192.0.2.0/28".parse().unwrap()],
             uplink_mtu: 1500,
             port: 8472,
             vni: 1,
@@ -381,13 +389,22 @@ mod tests {
         assert_eq!(routes.prefixes.len(), 2);
         assert_eq!(
             (routes.peer.mode, routes.peer.header_len, routes.peer.mtu),
-            (peer_mode::VXLAN, 50, 1450)
+            (peer_mode::VXLAN_ON_LINK, 50, 1450)
         );
         assert_eq!(routes.peer.underlay_addr[..4], [192, 0, 2, 2]);
         assert_eq!(
             routes.peer.header[36..42],
             [0x12, 0xc6, 0x65, 0x89, 0xb4, 0xe3]
         );
+    }
+
+    #[test]
+    fn a_node_behind_a_router_is_looked_for_in_the_routes() {
+        let mut node = flannel_node();
+        node.annotations
+            .insert(PUBLIC_IP.to_owned(), "192.0.2.17".to_owned());
+        let [routes, _] = overlay(Mode::Vxlan).peers(&node).unwrap();
+        assert_eq!(routes.unwrap().peer.mode, peer_mode::VXLAN);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ebpf_abi::{Config, Endpoint, FamilyConfig, config_flag};
+use ipnetwork::Ipv4Network;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use node_agent_maps::{Dataplane, Options};
@@ -162,6 +163,7 @@ fn peer(number: u8, mode: Mode) -> Result<[Change; 2]> {
             mode,
             underlay_v4: Some(node_v4(number)),
             underlay_v6: Some(node_v6(number)),
+            on_link_v4: Ipv4Network::new(node_v4(number), 24).into_iter().collect(),
             uplink_mtu: UNDERLAY_MTU,
             port: VXLAN_PORT,
             vni: VNI,

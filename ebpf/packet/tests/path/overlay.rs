@@ -1,8 +1,11 @@
 //! The overlay: what is accepted from whom, what is too long, what the answer to that looks like.
 
-use ebpf_abi::{Addr4, DropReason};
+use std::collections::BTreeSet;
+
+use ebpf_abi::{Addr4, DropReason, peer_mode};
 use ebpf_packet::Verdict;
 
+use crate::fragments::fragments;
 use crate::support::{
     Frame, Has, Scene, Tcp, TestFamily, TestNode, Wire, assert_checksums, in_both_families,
 };
@@ -20,6 +23,8 @@ in_both_families! {
     a_fragment_or_an_error_is_dropped_without_an_answer
     the_host_is_not_answered
     an_unknown_peer_drops
+    a_peer_on_the_uplinks_own_link_is_its_own_next_hop
+    flows_spread_over_source_ports_and_fragments_stay_together
 }
 
 fn an_inner_packet_reaches_its_pod<A: TestFamily>()
@@ -224,6 +229,48 @@ where
         scene.pod_sends(&mut frame.wire()),
         Verdict::Drop(DropReason::NoPeer)
     );
+}
+
+fn a_peer_on_the_uplinks_own_link_is_its_own_next_hop<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let mut scene = Scene::<A>::new();
+    let frame = Frame::udp((A::pod(1, 2), 1), (A::pod(2, 3), 2));
+    let mut routed = frame.wire();
+    assert_eq!(
+        scene.pod_sends(&mut routed),
+        Verdict::ToNetwork { next_hop_peer: 0 }
+    );
+    scene.node.peers.get_mut(&2).expect("set").mode = peer_mode::VXLAN_ON_LINK;
+    let mut on_link = frame.wire();
+    assert_eq!(
+        scene.pod_sends(&mut on_link),
+        Verdict::ToNetwork { next_hop_peer: 2 }
+    );
+    assert_eq!(on_link, routed);
+}
+
+fn flows_spread_over_source_ports_and_fragments_stay_together<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let scene = Scene::<A>::new();
+    let source_port = |wire: &mut Wire| {
+        assert!(matches!(scene.pod_sends(wire), Verdict::ToNetwork { .. }));
+        u16::from_be_bytes([wire.bytes[34], wire.bytes[35]])
+    };
+    let ports: BTreeSet<u16> = (0..256)
+        .map(|port| source_port(&mut Frame::udp((A::pod(1, 2), port), (A::pod(2, 3), 53)).wire()))
+        .collect();
+    // 256 flows on 16384 ports: two of them meet now and then.
+    assert!(ports.len() > 240, "{} of 256 ports differ", ports.len());
+    let [mut first, mut later] = fragments(&Frame::udp_with(
+        (A::pod(1, 2), 7),
+        (A::pod(2, 3), 53),
+        &[7; 40],
+    ));
+    assert_eq!(source_port(&mut first), source_port(&mut later));
 }
 
 #[test]
