@@ -57,11 +57,9 @@ pub static FRAGMENT4: LruHashMap<FragmentKey<Addr4>, FragmentPorts, { maps::FRAG
 pub static FRAGMENT6: LruHashMap<FragmentKey<Addr6>, FragmentPorts, { maps::FRAGMENT6_SIZE }> =
     LruHashMap::new();
 #[btf_map(name = "socket4_v1")]
-pub static SOCKET4: LruHashMap<u64, SocketOrigin<Addr4>, { maps::SOCKET4_SIZE }> =
-    LruHashMap::new();
+pub static SOCKET4: HashMap<u64, SocketOrigin<Addr4>, { maps::SOCKET4_SIZE }> = HashMap::new();
 #[btf_map(name = "socket6_v1")]
-pub static SOCKET6: LruHashMap<u64, SocketOrigin<Addr6>, { maps::SOCKET6_SIZE }> =
-    LruHashMap::new();
+pub static SOCKET6: HashMap<u64, SocketOrigin<Addr6>, { maps::SOCKET6_SIZE }> = HashMap::new();
 #[btf_map(name = "drop_v1")]
 pub static DROP: PerCpuArray<Counter, { maps::DROP_SIZE }> = PerCpuArray::new();
 

@@ -1,9 +1,9 @@
-//! cgroup connect4/6 and getpeername4/6: socket load balancing for TCP.
+//! cgroup connect4/6, getpeername4/6 and sock_release: socket load balancing for TCP.
 //!
 //! An IPv6 socket may connect to an IPv4 address in its mapped form (RFC 4291 section 2.5.5.2): it is balanced as IPv4.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, bpf_sock_addr},
+    bindings::{BPF_ANY, bpf_sock, bpf_sock_addr},
     helpers::{bpf_get_socket_cookie, bpf_set_retval},
 };
 use ebpf_abi::{Addr4, Addr6};
@@ -51,6 +51,21 @@ pub extern "C" fn getpeername6(ctx: *mut bpf_sock_addr) -> i32 {
     } else {
         call.peer_name6()
     }
+}
+
+/// A socket goes: what was noted of it goes too, so that the tables hold living sockets only and no new one has to
+/// push an old one out.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "cgroup/sock_release")]
+pub extern "C" fn sock_release(ctx: *mut bpf_sock) -> i32 {
+    // SAFETY: a field of the context, and a helper that takes it.
+    let (protocol, cookie) = unsafe { ((*ctx).protocol, bpf_get_socket_cookie(ctx.cast())) };
+    if protocol == IPPROTO_TCP {
+        // An IPv6 socket may have been connected in either family. Most sockets have no entry, which is as good.
+        let _ = maps::SOCKET4.remove(&cookie);
+        let _ = maps::SOCKET6.remove(&cookie);
+    }
+    PROCEED
 }
 
 /// A system call on a socket's address. Every access is to a field of the context that the hook may touch.

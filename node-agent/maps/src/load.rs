@@ -227,6 +227,7 @@ fn load_program(ebpf: &mut Ebpf, program: Program) -> Result<OwnedFd, Error> {
     match loaded {
         aya::programs::Program::SchedClassifier(classifier) => classifier.load(),
         aya::programs::Program::CgroupSockAddr(sock_addr) => sock_addr.load(),
+        aya::programs::Program::CgroupSock(sock) => sock.load(),
         _ => return Err(missing()),
     }
     .map_err(failed)?;

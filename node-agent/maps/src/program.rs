@@ -17,10 +17,11 @@ pub enum Program {
     Connect6,
     GetPeerName4,
     GetPeerName6,
+    SockRelease,
 }
 
 impl Program {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::FromPod,
         Self::FromNetwork,
         Self::FromHost,
@@ -28,9 +29,12 @@ impl Program {
         Self::Connect6,
         Self::GetPeerName4,
         Self::GetPeerName6,
+        Self::SockRelease,
     ];
     /// Those that belong to the node's cgroup.
-    pub const CGROUP: [Self; 4] = [
+    pub const CGROUP: [Self; 5] = [
+        // First: a connection that is noted must also be forgotten.
+        Self::SockRelease,
         Self::Connect4,
         Self::Connect6,
         Self::GetPeerName4,
@@ -46,6 +50,7 @@ impl Program {
             Self::Connect6 => "connect6",
             Self::GetPeerName4 => "getpeername4",
             Self::GetPeerName6 => "getpeername6",
+            Self::SockRelease => "sock_release",
         }
     }
 
@@ -58,6 +63,7 @@ impl Program {
             Self::Connect6 => attach_type::CGROUP_INET6_CONNECT,
             Self::GetPeerName4 => attach_type::CGROUP_INET4_GETPEERNAME,
             Self::GetPeerName6 => attach_type::CGROUP_INET6_GETPEERNAME,
+            Self::SockRelease => attach_type::CGROUP_INET_SOCK_RELEASE,
         }
     }
 }

@@ -75,13 +75,13 @@ fn a_restart_adopts_what_is_pinned_and_changes_nothing() {
     };
 
     let first = Dataplane::open(&bpffs.pin_dir(), &small()).unwrap();
-    assert_eq!(attach(&first), [Attached::Created; 7]);
+    assert_eq!(attach(&first), [Attached::Created; 8]);
     let (links, programs) = (first.links().unwrap(), program_ids(&bpffs));
     assert_eq!(programs.len(), Program::ALL.len());
     drop(first);
 
     let second = Dataplane::open(&bpffs.pin_dir(), &small()).unwrap();
-    assert_eq!(attach(&second), [Attached::Adopted; 7]);
+    assert_eq!(attach(&second), [Attached::Adopted; 8]);
     assert_eq!(second.links().unwrap(), links, "the links are the same");
     assert_eq!(
         program_ids(&bpffs),
@@ -100,7 +100,7 @@ fn a_restart_adopts_what_is_pinned_and_changes_nothing() {
         }
     }
     let third = Dataplane::open(&bpffs.pin_dir(), &small()).unwrap();
-    assert_eq!(attach(&third), [Attached::Adopted; 7]);
+    assert_eq!(attach(&third), [Attached::Adopted; 8]);
     assert_eq!(third.links().unwrap(), links, "the links are the same");
     assert_eq!(
         program_ids(&bpffs),

@@ -120,6 +120,14 @@ fn a_cluster_ip_is_balanced_in_turn_at_the_socket() {
         }),
         "what was balanced at the socket costs no tracked connection"
     );
+    assert!(
+        cluster.nodes.iter().all(|node| {
+            let maps = node.maps();
+            maps.v4.socket.entries().unwrap().is_empty()
+                && maps.v6.socket.entries().unwrap().is_empty()
+        }),
+        "a socket that is gone is forgotten"
+    );
     assert_no_drops(&cluster);
 }
 

@@ -13,6 +13,7 @@ pub(crate) mod attach_type {
     pub const CGROUP_INET6_CONNECT: u32 = 11;
     pub const CGROUP_INET4_GETPEERNAME: u32 = 29;
     pub const CGROUP_INET6_GETPEERNAME: u32 = 30;
+    pub const CGROUP_INET_SOCK_RELEASE: u32 = 34;
     pub const TCX_INGRESS: u32 = 46;
     pub const TCX_EGRESS: u32 = 47;
 }
