@@ -20,8 +20,8 @@ const FIRST_SOURCE_PORT: u16 = 49152;
 ///
 /// # Errors
 ///
-/// [`DropReason::NoPeer`] if the peer has no header for an IPv4 underlay, [`DropReason::RewriteFailed`] if the kernel
-/// refuses the room.
+/// [`DropReason::NoPeer`] if the peer has no header for an IPv4 underlay, [`DropReason::TooBig`] if the length would
+/// not fit the outer header, [`DropReason::RewriteFailed`] if the kernel refuses the room.
 #[inline(always)]
 pub(crate) fn encapsulate<A: Ip, P: Packet>(
     packet: &mut P,
@@ -32,6 +32,9 @@ pub(crate) fn encapsulate<A: Ip, P: Packet>(
         return Err(DropReason::NoPeer);
     }
     let inner_len = packet.length() - ETH_LEN as u32;
+    if inner_len > u16::MAX as u32 - overlay_header::LEN_V4 as u32 {
+        return Err(DropReason::TooBig);
+    }
     packet
         .make_room_for_overlay()
         .and_then(|()| write_header(packet, headers, peer, inner_len))

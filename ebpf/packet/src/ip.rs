@@ -63,7 +63,8 @@ pub trait Ip: Address {
     fn is_icmp_error(icmp_type: u8) -> bool;
     fn is_neighbour_discovery(icmp_type: u8) -> bool;
     /// Reads the header in the frame buffer and finds what it carries. `quoted`: the packet's end may be missing, as
-    /// inside an ICMP error. `ip_at`: where in the packet that header starts.
+    /// inside an ICMP error. `ip_at`: where in the packet that header starts. A length of zero is that of a packet of
+    /// more than 64 KiB which a device will cut ('BIG TCP').
     fn locate<P: Packet>(
         packet: &P,
         header: &[u8],
@@ -135,7 +136,10 @@ impl Ip for Addr4 {
         quoted: bool,
     ) -> Result<Payload, DropReason> {
         let header_len = (header[0] & 15) as u32 * 4;
-        let total_len = u16::from_be_bytes([header[2], header[3]]) as u32;
+        let mut total_len = u16::from_be_bytes([header[2], header[3]]) as u32;
+        if total_len == 0 && packet.segment_payload() != 0 {
+            total_len = packet.length() - ip_at;
+        }
         let end = ip_at + total_len;
         if header[0] >> 4 != 4
             || header_len < 20
@@ -227,7 +231,10 @@ impl Ip for Addr6 {
         ip_at: u32,
         quoted: bool,
     ) -> Result<Payload, DropReason> {
-        let end = ip_at + 40 + u16::from_be_bytes([header[4], header[5]]) as u32;
+        let mut end = ip_at + 40 + u16::from_be_bytes([header[4], header[5]]) as u32;
+        if end == ip_at + 40 && packet.segment_payload() != 0 {
+            end = packet.length();
+        }
         if header[0] >> 4 != 6 || (!quoted && end > packet.length()) {
             return Err(DropReason::Malformed);
         }

@@ -1,5 +1,4 @@
 //! The object as a user has it: the plain tools load it, its maps have names.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::{fs, process::Command};
 

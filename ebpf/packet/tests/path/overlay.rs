@@ -20,6 +20,8 @@ in_both_families! {
     the_answer_quotes_what_the_sender_sent
     the_longest_packet_that_fits_passes
     segments_count_and_not_the_whole
+    a_packet_too_long_for_the_outer_header_is_dropped
+    a_packet_whose_length_does_not_fit_its_field_is_delivered
     a_fragment_or_an_error_is_dropped_without_an_answer
     the_host_is_not_answered
     an_unknown_peer_drops
@@ -186,6 +188,52 @@ where
         ..sent.wire()
     };
     assert_eq!(scene.pod_sends(&mut wire), Verdict::Reflect);
+}
+
+fn a_packet_whose_length_does_not_fit_its_field_is_delivered<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let scene = Scene::<A>::new();
+    let sent = Frame::tcp((A::pod(1, 2), 1), (A::pod(1, 3), 2), Tcp::ACK);
+    let mut wire = Wire {
+        segment: 1448,
+        ..sent.wire()
+    };
+    let length_at = if A::LEN == 4 { 16 } else { 18 };
+    wire.bytes[length_at..length_at + 2].fill(0);
+    let mut not_cut = Wire::new(wire.bytes.clone());
+    assert_eq!(
+        scene.pod_sends(&mut wire),
+        Verdict::DeliverToPod { ifindex: 103 }
+    );
+    // Without segments it is a lie.
+    assert_eq!(
+        scene.pod_sends(&mut not_cut),
+        Verdict::Drop(DropReason::Malformed)
+    );
+}
+
+fn a_packet_too_long_for_the_outer_header_is_dropped<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let scene = Scene::<A>::new();
+    let mut sent = Frame::tcp((A::pod(1, 2), 1), (A::pod(2, 3), 2), Tcp::ACK);
+    let room = usize::from(u16::MAX) - 50 - A::HEADER_LEN;
+    sent.transport.resize(room, 1);
+    let segmented = |frame: &Frame<A>| Wire {
+        segment: 1000,
+        ..frame.wire()
+    };
+    let mut wire = segmented(&sent);
+    let verdict = scene.pod_sends(&mut wire);
+    scene.assert_encapsulated(verdict, &wire, &sent);
+    sent.transport.push(1);
+    assert_eq!(
+        scene.pod_sends(&mut segmented(&sent)),
+        Verdict::Drop(DropReason::TooBig)
+    );
 }
 
 fn a_fragment_or_an_error_is_dropped_without_an_answer<A: TestFamily>()
