@@ -94,6 +94,7 @@ fn through<A: Ip, P: Packet, N: Node<A>, const ORIGIN: u8>(packet: &mut P, node:
             _ if opened => return step,
             Next::OpenService => open::service::<A, P, N>(packet, node, ORIGIN),
             Next::OpenMasquerade => open::masquerade::<A, P, N>(packet, node),
+            Next::OpenDirect => open::direct::<A, P, N>(packet, node),
             _ => return step,
         };
         if code != open::OPENED {
@@ -190,8 +191,10 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
         }
     } else if !overlay && known {
         if way.is_pod() {
-            if may_follow_a_service(headers, origin) {
-                track::forget_stale_reverse(node, &headers.tuple);
+            if may_follow_a_service(headers, origin)
+                && track::answers_are_anothers(node, &headers.tuple)
+            {
+                return Step::OPEN_DIRECT;
             }
         } else if open::frontend(node, &headers.tuple, origin).is_some() {
             return Step::OPEN_SERVICE;

@@ -36,6 +36,8 @@ pub(crate) enum Next {
     OpenService,
     /// The packet leaves the cluster, is not tracked yet and must get the node's address.
     OpenMasquerade,
+    /// The packet goes to a pod from the port of a living connection through a service to the same pod.
+    OpenDirect,
     /// The packet is an ICMP error: what it quotes decides.
     IcmpError,
     /// Too long for the way: tell the sender the MTU in the payload, in bytes.
@@ -60,6 +62,7 @@ impl Step {
     pub(crate) const ICMP_ERROR: Self = Self::of(6, 0);
     pub(crate) const OPEN_SERVICE: Self = Self::of(10, 0);
     pub(crate) const OPEN_MASQUERADE: Self = Self::of(11, 0);
+    pub(crate) const OPEN_DIRECT: Self = Self::of(12, 0);
 
     #[inline(always)]
     const fn of(tag: u64, payload: u32) -> Self {
@@ -121,6 +124,7 @@ impl Step {
             INNER6 => Next::Inner6,
             10 => Next::OpenService,
             11 => Next::OpenMasquerade,
+            12 => Next::OpenDirect,
             _ => Next::Done,
         }
     }
