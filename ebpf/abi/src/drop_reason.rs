@@ -63,4 +63,6 @@ drop_reasons! {
     /// The underlay marked congestion on an overlay packet whose sender could not take notice of a mark (RFC 6040
     /// section 4.2): the loss tells it.
     OverlayCongestion = 15 => "overlay_congestion",
+    /// The Service admits other sources only (`loadBalancerSourceRanges`).
+    SourceNotAllowed = 16 => "source_not_allowed",
 }

@@ -26,7 +26,7 @@ pub use conn::{Conn, ConnKey, FragmentKey, FragmentPorts, conn_flag};
 pub use drop_reason::{Counter, DropReason};
 pub use endpoint::{Endpoint, endpoint_flag};
 pub use overlay::{Peer, Route, RouteKey, overlay_header, peer_mode};
-pub use service::{Frontend, FrontendKey, Service, frontend_flag};
+pub use service::{Frontend, FrontendKey, RangeKey, Service, frontend_flag, service_flag};
 pub use socket::SocketOrigin;
 
 /// Marker for the types of this crate: `repr(C)`, no padding that the compiler chose, every bit pattern valid.

@@ -18,10 +18,12 @@ macro_rules! maps {
 }
 
 maps! {
-    CONFIG: "config_v1", CONFIG_SIZE = 1;
-    FRONTEND4: "frontend4_v1", FRONTEND4_SIZE = 65536;
-    FRONTEND6: "frontend6_v1", FRONTEND6_SIZE = 65536;
-    SERVICE: "service_v1", SERVICE_SIZE = 65536;
+    CONFIG: "config_v2", CONFIG_SIZE = 1;
+    FRONTEND4: "frontend4_v2", FRONTEND4_SIZE = 65536;
+    FRONTEND6: "frontend6_v2", FRONTEND6_SIZE = 65536;
+    RANGE4: "range4_v1", RANGE4_SIZE = 16384;
+    RANGE6: "range6_v1", RANGE6_SIZE = 16384;
+    SERVICE: "service_v2", SERVICE_SIZE = 65536;
     SLOT: "slot_v1", SLOT_SIZE = 262144;
     CURSOR: "cursor_v1", CURSOR_SIZE = 65536;
     BACKEND4: "backend4_v1", BACKEND4_SIZE = 65536;

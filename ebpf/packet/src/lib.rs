@@ -32,7 +32,7 @@ pub use ip::{Frame, Ip};
 pub use node::{ConnState, Entry, Inserted, Node};
 pub use packet::{ChecksumField, OutOfBounds, Packet};
 pub use path::{from_host, from_network, from_pod};
-pub use socket::{Connect, connect, peer_name};
+pub use socket::{Caller, Connect, connect, peer_name};
 pub use verdict::Verdict;
 
 #[cfg(test)]

@@ -47,6 +47,8 @@ pub trait Node<A: Ip> {
     fn random(&self) -> u32;
 
     fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend>;
+    /// Whether the source ranges of a service hold this source.
+    fn admits(&self, service_id: u32, source: &A) -> bool;
     fn service(&self, service_id: u32) -> Option<Service>;
     /// The service's cursor before this call advanced it by one.
     fn next_turn(&self, service_id: u32) -> Option<u32>;

@@ -1,8 +1,6 @@
 //! The first packet of a connection that must be tracked: which backend, which source, and the pair of entries.
 
-use ebpf_abi::{
-    Config, ConnKey, DropReason, Frontend, FrontendKey, config_flag, conn_flag, frontend_flag,
-};
+use ebpf_abi::{Config, ConnKey, DropReason, Frontend, FrontendKey, config_flag, conn_flag};
 
 use crate::{
     Ip, Node, Packet,
@@ -33,9 +31,7 @@ pub(crate) fn frontend<A: Ip, N: Node<A>>(
         pad: 0,
     };
     let frontend = node.frontend(&key)?;
-    let reachable =
-        !matches!(origin, Origin::Network) || frontend.flags & frontend_flag::EXTERNAL != 0;
-    reachable.then_some(frontend)
+    select::service_of(&frontend, origin).map(|_| frontend)
 }
 
 /// Selects a backend for a connection to a service and tracks it. Returns [`OPENED`] or a drop reason's number.
@@ -113,7 +109,13 @@ fn balance<A: Ip, N: Node<A>>(node: &N, new: &mut New<A>, origin: u8) -> u32 {
     else {
         return DropReason::NoConnection as u32;
     };
-    let Some((backend_id, backend)) = select::select(node, frontend.service_id) else {
+    let Some(service_id) = select::service_of(&frontend, origin) else {
+        return DropReason::NoConnection as u32;
+    };
+    if !select::admits(node, &frontend, &new.target.src) {
+        return DropReason::SourceNotAllowed as u32;
+    }
+    let Some((backend_id, backend)) = select::select(node, service_id) else {
         return DropReason::NoBackend as u32;
     };
     new.target.dst = backend.addr;

@@ -1,11 +1,32 @@
-//! Which backend a new connection gets: strict round robin over the service's slots.
+//! Which service a client of a frontend gets, and which of its backends: strict round robin over the slots.
 
-use ebpf_abi::{Backend, backend_state};
+use ebpf_abi::{Backend, Frontend, backend_state, frontend_flag};
 
-use crate::{Ip, Node};
+use crate::{Ip, Node, path::Origin};
 
 /// Slots tried in one selection: normally the first is active, others only while a change is under way.
 const TRIES: u32 = 8;
+
+/// The service that a packet to this frontend belongs to; `None` if it may not be reached from there.
+///
+/// Clients outside take the set of the external traffic policy. Those of the cluster never leave it: for them an
+/// external address means every backend, whatever that policy says (kube-proxy's short circuit).
+#[inline(always)]
+pub(crate) fn service_of(frontend: &Frontend, origin: Origin) -> Option<u32> {
+    if frontend.flags & frontend_flag::LOOPBACK != 0 {
+        return None;
+    }
+    if !matches!(origin, Origin::Network) {
+        return Some(frontend.inside_id);
+    }
+    (frontend.flags & frontend_flag::EXTERNAL != 0).then_some(frontend.service_id)
+}
+
+/// Whether `loadBalancerSourceRanges` let this source in. They hold for clients inside as well.
+#[inline(always)]
+pub(crate) fn admits<A: Ip, N: Node<A>>(node: &N, frontend: &Frontend, source: &A) -> bool {
+    frontend.flags & frontend_flag::SOURCE_RANGES == 0 || node.admits(frontend.service_id, source)
+}
 
 /// The next active backend of a service, with its id.
 #[inline(always)]

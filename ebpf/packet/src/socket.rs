@@ -1,6 +1,6 @@
 //! Socket load balancing: the address that a process connects to is replaced once, so that its packets need nothing.
 
-use ebpf_abi::{FrontendKey, SocketOrigin};
+use ebpf_abi::{FrontendKey, SocketOrigin, frontend_flag};
 
 use crate::{Ip, Node, parse::protocol, select};
 
@@ -15,9 +15,23 @@ pub enum Connect<A> {
     Refused,
 }
 
+/// The socket that connects.
+pub trait Caller {
+    /// What the kernel calls its network namespace.
+    fn netns_cookie(&self) -> u64;
+}
+
 /// Decides about a TCP connection to `addr`.
+///
+/// Every client here is of the cluster, and thus takes the service that an external address means inside of it. Where
+/// the client's address decides, packets are left to decide: it is not known yet.
 #[inline(always)]
-pub fn connect<A: Ip, N: Node<A>>(node: &N, addr: A, port_be: u16) -> Connect<A> {
+pub fn connect<A: Ip, N: Node<A>>(
+    node: &N,
+    caller: &impl Caller,
+    addr: A,
+    port_be: u16,
+) -> Connect<A> {
     let key = FrontendKey {
         addr,
         port_be,
@@ -27,7 +41,12 @@ pub fn connect<A: Ip, N: Node<A>>(node: &N, addr: A, port_be: u16) -> Connect<A>
     let Some(frontend) = node.frontend(&key) else {
         return Connect::Unchanged;
     };
-    match select::select(node, frontend.service_id) {
+    if frontend.flags & frontend_flag::SOURCE_RANGES != 0
+        || (frontend.flags & frontend_flag::LOOPBACK != 0 && !is_on_host(node, caller))
+    {
+        return Connect::Unchanged;
+    }
+    match select::select(node, frontend.inside_id) {
         Some((_, backend)) => Connect::Backend(SocketOrigin {
             frontend_addr: addr,
             backend_addr: backend.addr,
@@ -36,6 +55,13 @@ pub fn connect<A: Ip, N: Node<A>>(node: &N, addr: A, port_be: u16) -> Connect<A>
         }),
         None => Connect::Refused,
     }
+}
+
+/// A pod's loopback addresses are its own.
+#[inline(always)]
+fn is_on_host<A: Ip, N: Node<A>>(node: &N, caller: &impl Caller) -> bool {
+    node.config()
+        .is_some_and(|config| config.host_netns_cookie == caller.netns_cookie())
 }
 
 /// What `getpeername` must answer in place of `addr`: the frontend, if the socket was connected to its backend.

@@ -166,6 +166,7 @@ const fn reason(number: u32) -> DropReason {
         13 => DropReason::NoPeer,
         14 => DropReason::NoConfig,
         15 => DropReason::OverlayCongestion,
+        16 => DropReason::SourceNotAllowed,
         _ => DropReason::Malformed,
     }
 }

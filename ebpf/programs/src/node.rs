@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use ebpf_abi::{
     Addr4, Addr6, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, Peer, RouteKey, Service,
+    FrontendKey, Peer, RangeKey, RouteKey, Service,
 };
 use ebpf_packet::{ConnState, Entry, Inserted, Ip, Node};
 
@@ -65,7 +65,7 @@ impl<A: Ip> Entry<A> for KernelEntry<A> {
 }
 
 macro_rules! node {
-    ($addr:ty, $bits:literal, $frontend:ident, $backend:ident, $endpoint:ident, $route:ident, $conn:ident, $fragment:ident) => {
+    ($addr:ty, $bits:literal, $frontend:ident, $range:ident, $backend:ident, $endpoint:ident, $route:ident, $conn:ident, $fragment:ident) => {
         impl Node<$addr> for Kernel {
             type Entry = KernelEntry<$addr>;
 
@@ -90,6 +90,12 @@ macro_rules! node {
             fn frontend(&self, key: &FrontendKey<$addr>) -> Option<Frontend> {
                 // SAFETY: copied at once, before any other operation on the map.
                 unsafe { maps::$frontend.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn admits(&self, service_id: u32, source: &$addr) -> bool {
+                let key = RangeKey::new(service_id, *source, $bits);
+                maps::$range.get(&key).is_some()
             }
 
             #[inline(always)]
@@ -172,8 +178,8 @@ macro_rules! node {
 }
 
 node!(
-    Addr4, 32, FRONTEND4, BACKEND4, ENDPOINT4, ROUTE4, CONN4, FRAGMENT4
+    Addr4, 32, FRONTEND4, RANGE4, BACKEND4, ENDPOINT4, ROUTE4, CONN4, FRAGMENT4
 );
 node!(
-    Addr6, 128, FRONTEND6, BACKEND6, ENDPOINT6, ROUTE6, CONN6, FRAGMENT6
+    Addr6, 128, FRONTEND6, RANGE6, BACKEND6, ENDPOINT6, ROUTE6, CONN6, FRAGMENT6
 );

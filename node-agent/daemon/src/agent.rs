@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow, bail};
 use node_agent_host::{Ipam, Network, Uplink, bpffs_mounted, cgroup2_root, mount_bpffs};
 use node_agent_kubelet::PodWiring;
 use node_agent_maps::{Attached, Dataplane, Options as DataplaneOptions, Program};
-use node_agent_model::ChangeId;
+use node_agent_model::{Change, ChangeId};
 use node_agent_overlay::{Mode, Overlay, OverlayOptions, VtepMac};
 use node_agent_reconcile::{Handle, Metrics, Options, Reconciler};
 use node_agent_reflect::SOURCES;
@@ -77,7 +77,8 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     )?);
     let handle = start_reconciler(&flags, &dataplane, reconcile_metrics, &mut tasks)?;
     readiness.watch(handle.clone());
-    tell_host(&handle, &host, &overlay, &network, &ipam).await?;
+    let known = host.changes(&overlay, &flags.node_port_addresses);
+    tell_host(&handle, known, &network, &ipam).await?;
 
     readiness.stage("listing Services, EndpointSlices and Nodes");
     let prefixes = Prefixes::new();
@@ -207,8 +208,7 @@ fn start_reconciler(
 /// What the agent knows without the API: the node itself, and the pods that are already wired.
 async fn tell_host(
     handle: &Handle,
-    host: &Host,
-    overlay: &Overlay,
+    known: Vec<Change>,
     network: &Network,
     ipam: &Ipam,
 ) -> anyhow::Result<()> {
@@ -216,11 +216,7 @@ async fn tell_host(
         .pod_links()
         .await
         .context("looking for the links of pods")?;
-    for change in host
-        .changes(overlay)
-        .into_iter()
-        .chain(pods::found(&links, ipam))
-    {
+    for change in known.into_iter().chain(pods::found(&links, ipam)) {
         handle.change(change, ChangeId::default()).await?;
     }
     handle.synced(HOST_SOURCE).await?;

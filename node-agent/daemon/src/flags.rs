@@ -36,6 +36,11 @@ pub struct Flags {
     )]
     pub service_cidr: Vec<IpNetwork>,
 
+    /// Ranges of this node's addresses that serve NodePorts [default: all of them, and 127.0.0.1 and ::1 for processes
+    /// of the host].
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
+    pub node_port_addresses: Vec<IpNetwork>,
+
     /// How packets go to other nodes: vxlan (as flannel's) or direct (routed on a shared link, as flannel's host-gw).
     #[arg(long, value_name = "MODE", default_value = "vxlan")]
     pub overlay: Mode,

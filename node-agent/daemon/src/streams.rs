@@ -67,7 +67,9 @@ impl Streams {
     async fn node(&mut self, name: String, node: Option<Node>, id: ChangeId) -> anyhow::Result<()> {
         if name == self.overlay.options().node_name {
             self.own_node.changed();
-            let now = node.map(|node| node.pod_cidrs).unwrap_or_default();
+            let node = node.unwrap_or_default();
+            self.handle.change(Change::Zone(node.zone), id).await?;
+            let now = node.pod_cidrs;
             ensure!(
                 now.is_empty() || now == self.pod_cidrs,
                 "this node's podCIDRs are now {now:?}, its pods are wired with {:?}: the agent must start again",

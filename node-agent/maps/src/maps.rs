@@ -4,8 +4,8 @@ use std::{path::Path, sync::Arc};
 
 use ebpf_abi::{
     Addr4, Addr6, Address, Backend, Config, Conn, ConnKey, Counter, Endpoint, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Peer, Plain, Route, RouteKey, Service, SocketOrigin,
-    maps as names,
+    FragmentPorts, Frontend, FrontendKey, Peer, Plain, RangeKey, Route, RouteKey, Service,
+    SocketOrigin, maps as names,
 };
 
 use crate::{
@@ -33,6 +33,8 @@ pub struct Maps {
 #[derive(Clone, Debug)]
 pub struct FamilyMaps<A> {
     pub frontend: Table<FrontendKey<A>, Frontend>,
+    /// Sources that services admit.
+    pub range: Table<RangeKey<A>, u32>,
     pub backend: Table<u32, Backend<A>>,
     pub endpoint: Table<A, Endpoint>,
     pub route: Table<RouteKey<A>, Route>,
@@ -45,6 +47,7 @@ pub struct FamilyMaps<A> {
 /// An address family and the names of its maps.
 pub trait MapFamily: Address {
     const FRONTEND: &str;
+    const RANGE: &str;
     const BACKEND: &str;
     const ENDPOINT: &str;
     const ROUTE: &str;
@@ -64,6 +67,7 @@ struct Pins<'a> {
 
 impl MapFamily for Addr4 {
     const FRONTEND: &str = names::FRONTEND4;
+    const RANGE: &str = names::RANGE4;
     const BACKEND: &str = names::BACKEND4;
     const ENDPOINT: &str = names::ENDPOINT4;
     const ROUTE: &str = names::ROUTE4;
@@ -78,6 +82,7 @@ impl MapFamily for Addr4 {
 
 impl MapFamily for Addr6 {
     const FRONTEND: &str = names::FRONTEND6;
+    const RANGE: &str = names::RANGE6;
     const BACKEND: &str = names::BACKEND6;
     const ENDPOINT: &str = names::ENDPOINT6;
     const ROUTE: &str = names::ROUTE6;
@@ -134,6 +139,7 @@ impl<A: MapFamily> FamilyMaps<A> {
     fn open(pins: &Pins<'_>) -> Result<Self, Error> {
         Ok(Self {
             frontend: pins.table(A::FRONTEND)?,
+            range: pins.table(A::RANGE)?,
             backend: pins.table(A::BACKEND)?,
             endpoint: pins.table(A::ENDPOINT)?,
             route: pins.table(A::ROUTE)?,
@@ -143,9 +149,10 @@ impl<A: MapFamily> FamilyMaps<A> {
         })
     }
 
-    fn all(&self) -> [&RawMap; 7] {
+    fn all(&self) -> [&RawMap; 8] {
         [
             self.frontend.raw(),
+            self.range.raw(),
             self.backend.raw(),
             self.endpoint.raw(),
             self.route.raw(),

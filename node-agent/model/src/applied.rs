@@ -8,9 +8,9 @@ use ipnetwork::IpNetwork;
 
 use crate::address::PerFamily;
 use crate::backends::BackendTable;
-use crate::desired::{FrontendAddr, SetKey};
 use crate::ids::IdPool;
 use crate::ranges::{RangePool, SlotRange};
+use crate::wanted::{FrontendAddr, SetKey};
 use crate::{Capacity, Snapshot};
 
 /// The user space side of the maps. Made from what they hold, so that a restarted agent goes on with the same ids.
@@ -46,6 +46,9 @@ pub(crate) struct PlacedSet {
     pub(crate) backend_ids: Vec<u32>,
     pub(crate) draining: BTreeSet<u32>,
     pub(crate) frontends: BTreeSet<FrontendAddr>,
+    pub(crate) ranges: BTreeSet<IpNetwork>,
+    /// See [`ebpf_abi::service_flag`].
+    pub(crate) flags: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -67,6 +70,7 @@ pub(crate) struct Restored {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Incoming {
     pub(crate) frontends: usize,
+    pub(crate) ranges: usize,
     pub(crate) routes: usize,
 }
 
@@ -75,6 +79,8 @@ pub(crate) struct Incoming {
 pub(crate) struct Touched {
     pub(crate) frontends: BTreeSet<FrontendAddr>,
     pub(crate) services: BTreeSet<u32>,
+    /// By service id.
+    pub(crate) ranges: BTreeSet<(u32, IpNetwork)>,
     pub(crate) endpoints: BTreeSet<IpAddr>,
     pub(crate) routes: BTreeSet<IpNetwork>,
     pub(crate) peers: BTreeSet<u32>,

@@ -1,21 +1,19 @@
 //! What the API and the host say that this node's dataplane should do, and what of it changed since the last plan.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
-use ebpf_abi::{Config, Endpoint, Family, frontend_flag};
+use ebpf_abi::{Config, Endpoint};
 
-use crate::address::family_of;
-use crate::select::select;
-use crate::{
-    Change, EndpointSlice, ObjectName, PeerRoutes, Protocol, Service, ServicePort, SliceEndpoint,
-    TrafficPolicy,
-};
+use crate::select::Here;
+use crate::wanted::{self, SetKey, WantedSet};
+use crate::{Change, EndpointSlice, ObjectName, PeerRoutes, Service};
 
 /// All objects, with indexes from each to what depends on it.
 #[derive(Clone, Debug, Default)]
 pub struct Desired {
     node: String,
+    zone: Option<String>,
     services: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, EndpointSlice>,
     slices_of: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
@@ -33,33 +31,6 @@ pub(crate) struct Dirty {
     pub(crate) endpoints: BTreeSet<IpAddr>,
     pub(crate) peers: BTreeSet<String>,
     pub(crate) config: bool,
-}
-
-/// A service of the maps: one port of a Service, in one family, with one of the two sets of backends.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) struct SetKey {
-    pub(crate) service: ObjectName,
-    pub(crate) port: String,
-    pub(crate) protocol: Protocol,
-    pub(crate) family: Family,
-    pub(crate) policy: TrafficPolicy,
-}
-
-/// Where clients ask for a service.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) struct FrontendAddr {
-    pub(crate) addr: SocketAddr,
-    /// IANA protocol number.
-    pub(crate) protocol: u8,
-}
-
-/// What a service of the maps should be.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(crate) struct WantedSet {
-    /// With their flags.
-    pub(crate) frontends: BTreeMap<FrontendAddr, u32>,
-    pub(crate) chosen: BTreeSet<SocketAddr>,
-    pub(crate) draining: BTreeSet<SocketAddr>,
 }
 
 impl Desired {
@@ -82,25 +53,8 @@ impl Desired {
                 changed
             }
             Change::EndpointSlice(name, slice) => self.change_slice(name, slice),
-            Change::NodeAddresses(mut addresses) => {
-                addresses.sort();
-                addresses.dedup();
-                let changed = self.node_addresses != addresses;
-                if changed {
-                    self.node_addresses = addresses;
-                    let with_node_port = |service: &Service| {
-                        service.ports.iter().any(|port| port.node_port.is_some())
-                    };
-                    let affected = self
-                        .services
-                        .iter()
-                        .filter(|(_, service)| with_node_port(service));
-                    self.dirty
-                        .services
-                        .extend(affected.map(|(name, _)| name.clone()));
-                }
-                changed
-            }
+            Change::NodeAddresses(addresses) => self.change_addresses(addresses),
+            Change::Zone(zone) => self.change_zone(zone),
             Change::Endpoint(addr, endpoint) => {
                 let changed = replace(&mut self.endpoints, addr, endpoint);
                 if changed {
@@ -155,105 +109,54 @@ impl Desired {
 
     /// The services of the maps that this Service needs.
     pub(crate) fn sets(&self, name: &ObjectName) -> BTreeMap<SetKey, WantedSet> {
-        let mut sets: BTreeMap<SetKey, WantedSet> = BTreeMap::new();
         let Some(service) = self.services.get(name) else {
-            return sets;
+            return BTreeMap::new();
         };
-        for port in &service.ports {
-            let ports = self.frontends(service, port);
-            for (frontend, flags, policy) in ports {
-                let key = SetKey {
-                    service: name.clone(),
-                    port: port.name.clone(),
-                    protocol: port.protocol,
-                    family: family_of(frontend.addr.ip()),
-                    policy,
-                };
-                sets.entry(key)
-                    .or_default()
-                    .frontends
-                    .insert(frontend, flags);
-            }
-        }
-        for (key, set) in &mut sets {
-            self.fill(key, set);
-        }
-        sets
-    }
-
-    /// ClusterIPs take the internal traffic policy, node ports the external one; the families of the node ports are
-    /// those of the ClusterIPs.
-    fn frontends<'a>(
-        &'a self,
-        service: &'a Service,
-        port: &'a ServicePort,
-    ) -> impl Iterator<Item = (FrontendAddr, u32, TrafficPolicy)> + 'a {
-        let at = move |ip: IpAddr, number: u16| FrontendAddr {
-            addr: SocketAddr::new(ip, number),
-            protocol: port.protocol.number(),
-        };
-        let cluster = service
-            .cluster_ips
-            .iter()
-            .map(move |ip| (at(*ip, port.port), 0, service.internal_policy));
-        let families: BTreeSet<Family> = service
-            .cluster_ips
-            .iter()
-            .map(|ip| family_of(*ip))
-            .collect();
-        let node = port.node_port.into_iter().flat_map(move |number| {
-            let families = families.clone();
-            let addresses = self
-                .node_addresses
-                .iter()
-                .filter(move |ip| families.contains(&family_of(**ip)));
-            addresses.map(move |ip| {
-                (
-                    at(*ip, number),
-                    frontend_flag::EXTERNAL,
-                    service.external_policy,
-                )
-            })
-        });
-        cluster.chain(node)
-    }
-
-    fn fill(&self, key: &SetKey, set: &mut WantedSet) {
-        let mut addresses = Vec::new();
-        let mut endpoints: Vec<SliceEndpoint> = Vec::new();
-        for slice in self
+        let slices = self
             .slices_of
-            .get(&key.service)
+            .get(name)
             .into_iter()
             .flatten()
-            .filter_map(|name| self.slices.get(name))
-        {
-            let ports = slice
-                .ports
-                .iter()
-                .filter(|port| port.name == key.port && port.protocol == key.protocol);
-            for port in ports {
-                for endpoint in slice
-                    .endpoints
-                    .iter()
-                    .filter(|e| family_of(e.addr) == key.family)
-                {
-                    addresses.push(SocketAddr::new(endpoint.addr, port.port));
-                    endpoints.push(endpoint.clone());
-                }
-            }
+            .filter_map(|name| self.slices.get(name));
+        let here = Here {
+            node: &self.node,
+            zone: self.zone.as_deref(),
+        };
+        wanted::sets(name, service, slices, &self.node_addresses, here)
+    }
+
+    fn change_addresses(&mut self, mut addresses: Vec<IpAddr>) -> bool {
+        addresses.sort();
+        addresses.dedup();
+        if self.node_addresses == addresses {
+            return false;
         }
-        let selection = select(&endpoints, key.policy, &self.node);
-        set.chosen = selection
-            .chosen
-            .into_iter()
-            .map(|index| addresses[index])
-            .collect();
-        set.draining = selection
-            .draining
-            .into_iter()
-            .map(|index| addresses[index])
-            .collect();
+        self.node_addresses = addresses;
+        let with_node_port =
+            |service: &Service| service.ports.iter().any(|port| port.node_port.is_some());
+        let affected = self
+            .services
+            .iter()
+            .filter(|(_, service)| with_node_port(service))
+            .map(|(name, _)| name.clone());
+        self.dirty.services.extend(affected);
+        true
+    }
+
+    fn change_zone(&mut self, zone: Option<String>) -> bool {
+        if self.zone == zone {
+            return false;
+        }
+        self.zone = zone;
+        let hinted = |slice: &&EndpointSlice| {
+            let mut endpoints = slice.endpoints.iter();
+            endpoints.any(|endpoint| !endpoint.zone_hints.is_empty())
+        };
+        let affected = self.slices.values().filter(hinted);
+        self.dirty
+            .services
+            .extend(affected.map(|slice| slice.service.clone()));
+        true
     }
 
     fn change_slice(&mut self, name: ObjectName, slice: Option<EndpointSlice>) -> bool {

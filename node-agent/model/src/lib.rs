@@ -18,6 +18,7 @@ mod plan;
 mod ranges;
 mod select;
 mod tree;
+mod wanted;
 
 pub use address::MapFamily;
 pub use applied::Applied;
@@ -29,4 +30,4 @@ pub use object::{
 };
 pub use ops::{FamilyOp, MapOp, MapSink, SinkError, Snapshot, SnapshotFamily};
 pub use plan::{Plan, QUARANTINE, Refusal, plan};
-pub use select::{Selection, select};
+pub use select::{Here, Selection, select};

@@ -48,8 +48,10 @@ pub enum Change {
     Service(ObjectName, Option<Service>),
     /// By the name of the EndpointSlice.
     EndpointSlice(ObjectName, Option<EndpointSlice>),
-    /// This node's own addresses that serve NodePorts.
+    /// This node's own addresses that serve NodePorts; a loopback address serves processes of the host.
     NodeAddresses(Vec<IpAddr>),
+    /// This node's zone, from its label `topology.kubernetes.io/zone`.
+    Zone(Option<String>),
     /// An address on this node: a pod's, or one of the host.
     Endpoint(IpAddr, Option<Endpoint>),
     /// Another node, by its name.
@@ -87,6 +89,12 @@ pub enum TrafficPolicy {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Service {
     pub cluster_ips: Vec<IpAddr>,
+    /// `spec.externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// Of `status.loadBalancer.ingress`, those whose `ipMode` is VIP.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `spec.loadBalancerSourceRanges`: who may reach the load balancer's addresses.
+    pub source_ranges: Vec<IpNetwork>,
     pub ports: Vec<ServicePort>,
     pub internal_policy: TrafficPolicy,
     pub external_policy: TrafficPolicy,
@@ -126,6 +134,25 @@ pub struct SliceEndpoint {
     pub terminating: bool,
     /// Node on which it runs.
     pub node: Option<String>,
+    /// `hints.forNodes`: nodes whose clients should use it.
+    pub node_hints: Vec<String>,
+    /// `hints.forZones`: zones whose clients should use it.
+    pub zone_hints: Vec<String>,
+}
+
+impl SliceEndpoint {
+    /// A ready endpoint of which nothing more is known.
+    pub const fn at(addr: IpAddr) -> Self {
+        Self {
+            addr,
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: None,
+            node_hints: Vec::new(),
+            zone_hints: Vec::new(),
+        }
+    }
 }
 
 /// What the overlay needs of a Node.
@@ -136,6 +163,8 @@ pub struct Node {
     pub internal_ips: Vec<IpAddr>,
     /// `spec.podCIDRs`; empty while the control plane has not given any.
     pub pod_cidrs: Vec<IpNetwork>,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
     pub annotations: BTreeMap<String, String>,
 }
 

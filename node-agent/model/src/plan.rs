@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use ebpf_abi::Family;
+use ebpf_abi::{Family, Frontend};
 use ipnetwork::IpNetwork;
 
-use crate::address::{PerFamily, family_of};
+use crate::address::{PerFamily, family_of, network_of};
 use crate::applied::{PlacedPeer, PlacedSet};
 use crate::backends::Usage;
-use crate::desired::{FrontendAddr, SetKey, WantedSet};
+use crate::wanted::{FrontendAddr, SetKey, WantedSet};
 use crate::{Applied, Desired, MapFamily, MapOp, ObjectName, PeerRoutes, emit};
 
 /// How long a withdrawn id or range rests before it is given again. A program that read it holds it for microseconds.
@@ -121,10 +121,14 @@ impl Applied {
         want: &WantedSet,
         now: Duration,
     ) -> Option<PlacedSet> {
-        let found = want.frontends.keys().find_map(|frontend| {
-            let id = self.held_service(frontend)?;
-            self.restored.services.remove(&id).map(|range| (id, range))
-        });
+        let own = want.frontends.keys();
+        let own = own.filter_map(|frontend| Some(self.held_frontend(frontend)?.service_id));
+        let inside = want.inside_of.iter();
+        let inside = inside.filter_map(|frontend| Some(self.held_frontend(frontend)?.inside_id));
+        let restored = &self.restored.services;
+        let id = own.chain(inside).find(|id| restored.contains_key(id));
+        let found = id.and_then(|id| self.restored.services.remove_entry(&id));
+        self.touched.frontends.extend(&want.inside_of);
         let set = match found {
             None => PlacedSet {
                 id: self.service_ids.allocate(now)?,
@@ -184,6 +188,15 @@ impl Applied {
         set.backend_ids
             .iter()
             .for_each(|id| table.release(*id, Usage::Chosen, now));
+        if set.flags != want.flags {
+            set.flags = want.flags;
+            self.touched.services.insert(set.id);
+        }
+        let ranges = std::mem::replace(&mut set.ranges, want.ranges.clone());
+        let changed = ranges.symmetric_difference(&set.ranges);
+        self.touched
+            .ranges
+            .extend(changed.map(|range| (set.id, *range)));
         if chosen != set.backend_ids || set.range.len as usize != chosen.len() {
             self.slot_ranges.release(set.range, now);
             set.range = self
@@ -230,6 +243,16 @@ impl Applied {
         if new > 0 && taken + new > self.capacity.frontends(key.family) {
             return Err(by_family(maps::FRONTEND4, maps::FRONTEND6));
         }
+        let new = want.ranges.difference(&set.ranges);
+        let new = new
+            .filter(|range| !self.holds_range(set.id, **range))
+            .count();
+        let incoming = &mut self.incoming.get_mut(key.family).ranges;
+        let taken = self.held.range_count(key.family) + *incoming;
+        if new > 0 && taken + new > self.capacity.ranges(key.family) {
+            return Err(by_family(maps::RANGE4, maps::RANGE6));
+        }
+        *incoming += new;
         Ok(())
     }
 
@@ -266,7 +289,7 @@ impl Applied {
     }
 
     fn is_new_frontend(&self, frontend: &FrontendAddr) -> bool {
-        !self.frontends.contains_key(frontend) && self.held_service(frontend).is_none()
+        !self.frontends.contains_key(frontend) && self.held_frontend(frontend).is_none()
     }
 
     fn unclaim(&mut self, key: &SetKey, frontend: FrontendAddr) {
@@ -290,6 +313,9 @@ impl Applied {
         set.draining
             .iter()
             .for_each(|id| table.release(*id, Usage::Draining, now));
+        self.touched
+            .ranges
+            .extend(set.ranges.iter().map(|range| (set.id, *range)));
         self.slot_ranges.release(set.range, now);
         self.service_ids.release(set.id, now);
         self.set_of_id.remove(&set.id);
@@ -393,13 +419,18 @@ impl Applied {
         self.table(Family::V6).sweep(now);
     }
 
-    fn held_service(&self, frontend: &FrontendAddr) -> Option<u32> {
-        fn find<A: MapFamily>(applied: &Applied, frontend: &FrontendAddr) -> Option<u32> {
+    fn holds_range(&self, id: u32, range: IpNetwork) -> bool {
+        fn find<A: MapFamily>(applied: &Applied, id: u32, range: IpNetwork) -> bool {
+            emit::range_key::<A>(id, range)
+                .is_some_and(|key| A::half(&applied.held).ranges.contains(&key))
+        }
+        find::<ebpf_abi::Addr4>(self, id, range) || find::<ebpf_abi::Addr6>(self, id, range)
+    }
+
+    fn held_frontend(&self, frontend: &FrontendAddr) -> Option<Frontend> {
+        fn find<A: MapFamily>(applied: &Applied, frontend: &FrontendAddr) -> Option<Frontend> {
             let key = emit::frontend_key::<A>(frontend)?;
-            A::half(&applied.held)
-                .frontends
-                .get(&key)
-                .map(|held| held.service_id)
+            A::half(&applied.held).frontends.get(&key).copied()
         }
         find::<ebpf_abi::Addr4>(self, frontend).or_else(|| find::<ebpf_abi::Addr6>(self, frontend))
     }
@@ -418,9 +449,4 @@ impl Applied {
 
 fn length(ids: &[u32]) -> u32 {
     u32::try_from(ids.len()).unwrap_or(u32::MAX)
-}
-
-/// With the host bits cleared.
-fn network_of(prefix: &IpNetwork) -> IpNetwork {
-    IpNetwork::new(prefix.network(), prefix.prefix()).unwrap_or(*prefix)
 }

@@ -85,6 +85,10 @@ fn check_step(before: &Snapshot, after: &Snapshot, op: &MapOp) {
 
 fn check_family<A: MapFamily>(before: &Snapshot, after: &Snapshot) {
     for frontend in A::half(after).frontends.values() {
+        assert!(
+            after.services.contains_key(&frontend.inside_id),
+            "a frontend points at a service for clients inside"
+        );
         let service = after
             .services
             .get(&frontend.service_id)
@@ -140,6 +144,48 @@ fn view(maps: &Snapshot) -> View {
     view
 }
 
+/// Everything that the maps say of services, without ids. Backends that drain are left out: one that never took a
+/// connection has none to drain, and no entry.
+fn meaning(maps: &Snapshot) -> Vec<String> {
+    fn set<A: MapFamily>(maps: &Snapshot, id: u32) -> String {
+        let service = maps.services[&id];
+        let slots = service.slot_base..service.slot_base + service.slot_count;
+        let mut backends: Vec<_> = slots
+            .map(|slot| {
+                let backend = A::half(maps).backends[&maps.slots[&slot]];
+                (backend.addr, backend.port_be, backend.state)
+            })
+            .collect();
+        backends.sort();
+        format!("flags {} {backends:?}", service.flags)
+    }
+    fn collect<A: MapFamily>(maps: &Snapshot, out: &mut Vec<String>) {
+        let half = A::half(maps);
+        for (key, frontend) in &half.frontends {
+            let (outside, inside) = (frontend.service_id, frontend.inside_id);
+            let ranges = half.ranges.iter();
+            let ranges = ranges.filter(|range| range.service_id_be == outside.to_be());
+            let ranges: Vec<_> = ranges.map(|range| (range.prefix_len, range.addr)).collect();
+            let sets = [outside, inside].map(|id| set::<A>(maps, id));
+            out.push(format!(
+                "{key:?} flags {} {sets:?} {ranges:?}",
+                frontend.flags
+            ));
+        }
+        let ids: BTreeSet<u32> = half
+            .ranges
+            .iter()
+            .map(|range| range.service_id_be)
+            .collect();
+        let known = |id: &u32| maps.services.contains_key(&u32::from_be(*id));
+        assert!(ids.iter().all(known), "a range belongs to a service");
+    }
+    let mut out = Vec::new();
+    collect::<Addr4>(maps, &mut out);
+    collect::<Addr6>(maps, &mut out);
+    out
+}
+
 fn name(name: &str) -> ObjectName {
     ObjectName::new("default", name)
 }
@@ -163,11 +209,10 @@ fn service(ips: &[&str], node_port: Option<u16>) -> Service {
 
 fn slice(of: &str, endpoints: &[(&str, bool)]) -> EndpointSlice {
     let endpoint = |(addr, ready): &(&str, bool)| SliceEndpoint {
-        addr: addr.parse().unwrap(),
         ready: *ready,
-        serving: true,
         terminating: !ready,
         node: Some(NODE.to_owned()),
+        ..SliceEndpoint::at(addr.parse().unwrap())
     };
     let port = |name: &str, protocol, port| SlicePort {
         name: name.to_owned(),
@@ -292,7 +337,7 @@ fn a_full_map_refuses_the_new_and_keeps_the_old_until_there_is_room() {
     assert_eq!(plan.refused.len(), 1);
     assert_eq!(
         (plan.refused[0].object.as_str(), plan.refused[0].map),
-        ("default/c", "frontend4_v1")
+        ("default/c", ebpf_abi::maps::FRONTEND4)
     );
     assert_eq!(agent.maps.v4.frontends.len(), 4);
     agent.change(Change::Service(name("a"), None));
@@ -401,9 +446,10 @@ fn maps_that_disagree_with_us_are_repaired() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Service(u8, Option<(bool, bool, TrafficPolicy)>),
+    Service(u8, Option<Shape>),
     Slice(u8, u8, Option<Vec<(u8, bool, bool)>>),
     NodeAddress(bool),
+    Zone(u8),
     Sync,
     Restart,
 }
@@ -412,17 +458,68 @@ fn policy() -> impl Strategy<Value = TrafficPolicy> {
     prop_oneof![Just(TrafficPolicy::Cluster), Just(TrafficPolicy::Local)]
 }
 
+/// What differs from Service to Service.
+#[derive(Clone, Debug)]
+struct Shape {
+    dual: bool,
+    node_port: bool,
+    vip: bool,
+    ranges: u8,
+    internal: TrafficPolicy,
+    external: TrafficPolicy,
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    (flags, 0_u8..3, policy(), policy()).prop_map(
+        |((dual, node_port, vip), ranges, internal, external)| Shape {
+            dual,
+            node_port,
+            vip,
+            ranges,
+            internal,
+            external,
+        },
+    )
+}
+
+fn hints(names: &[&str], pick: u8) -> Vec<String> {
+    let name = names.get(usize::from(pick));
+    name.map(|name| (*name).to_owned()).into_iter().collect()
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let endpoints = prop::collection::vec((0_u8..6, any::<bool>(), any::<bool>()), 0..6);
     prop_oneof![
-        3 => (0_u8..4, prop::option::weighted(0.8, (any::<bool>(), any::<bool>(), policy())))
+        3 => (0_u8..4, prop::option::weighted(0.8, shape()))
             .prop_map(|(index, service)| Step::Service(index, service)),
         6 => (0_u8..4, 0_u8..2, prop::option::weighted(0.8, endpoints))
             .prop_map(|(of, index, endpoints)| Step::Slice(of, index, endpoints)),
         1 => any::<bool>().prop_map(Step::NodeAddress),
+        1 => (0_u8..3).prop_map(Step::Zone),
         4 => Just(Step::Sync),
         1 => Just(Step::Restart),
     ]
+}
+
+fn shaped(index: u8, shape: &Shape) -> Service {
+    let (v4, v6) = (format!("10.96.0.{index}"), format!("fd00:96::{index}"));
+    let ips: &[&str] = if shape.dual { &[&v4, &v6] } else { &[&v4] };
+    let node_port = shape.node_port.then_some(30000 + u16::from(index));
+    let (vip4, vip6) = (format!("203.0.113.{index}"), format!("2001:db8:1::{index}"));
+    let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    let vips: &[&str] = if shape.vip { &[&vip4, &vip6] } else { &[] };
+    let ranges = ["192.0.2.9/24", "2001:db8::/32"];
+    Service {
+        load_balancer_ips: parse(vips),
+        source_ranges: ranges[..usize::from(shape.ranges)]
+            .iter()
+            .map(|range| range.parse().unwrap())
+            .collect(),
+        internal_policy: shape.internal,
+        external_policy: shape.external,
+        ..service(ips, node_port)
+    }
 }
 
 /// The changes that make this step, and the key under which the world remembers them.
@@ -430,15 +527,7 @@ fn changes(step: &Step) -> Vec<(String, Change)> {
     let change = match step {
         Step::Service(index, wanted) => Change::Service(
             name(&format!("s{index}")),
-            wanted.map(|(dual, node_port, internal_policy)| {
-                let (v4, v6) = (format!("10.96.0.{index}"), format!("fd00:96::{index}"));
-                let ips: &[&str] = if dual { &[&v4, &v6] } else { &[&v4] };
-                let node_port = node_port.then_some(30000 + u16::from(*index));
-                Service {
-                    internal_policy,
-                    ..service(ips, node_port)
-                }
-            }),
+            wanted.as_ref().map(|shape| shaped(*index, shape)),
         ),
         Step::Slice(of, index, endpoints) => Change::EndpointSlice(
             name(&format!("s{of}-{index}")),
@@ -447,17 +536,20 @@ fn changes(step: &Step) -> Vec<(String, Change)> {
                 slice.endpoints = endpoints
                     .iter()
                     .map(|(last, ready, v6)| SliceEndpoint {
-                        addr: if *v6 {
-                            format!("fd00:244::{last}")
-                        } else {
-                            format!("10.244.0.{last}")
-                        }
-                        .parse()
-                        .unwrap(),
                         ready: *ready,
                         serving: *ready || last % 2 == 0,
                         terminating: !ready && last % 3 != 0,
                         node: Some(if last % 2 == 0 { NODE } else { "there" }.to_owned()),
+                        zone_hints: hints(&["east", "west"], last / 2 % 2),
+                        ..SliceEndpoint::at(
+                            if *v6 {
+                                format!("fd00:244::{last}")
+                            } else {
+                                format!("10.244.0.{last}")
+                            }
+                            .parse()
+                            .unwrap(),
+                        )
                     })
                     .collect();
                 slice
@@ -471,20 +563,22 @@ fn changes(step: &Step) -> Vec<(String, Change)> {
             };
             Change::NodeAddresses(ips.iter().map(|ip| ip.parse::<IpAddr>().unwrap()).collect())
         }
+        Step::Zone(zone) => Change::Zone(hints(&["east", "west"], *zone).pop()),
         Step::Sync | Step::Restart => return Vec::new(),
     };
     let key = match &change {
         Change::Service(name, _) => format!("service {name}"),
         Change::EndpointSlice(name, _) => format!("slice {name}"),
+        Change::Zone(_) => "zone".to_owned(),
         _ => "other".to_owned(),
     };
     vec![(key, change)]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(1200))]
     #[test]
-    fn every_history_leads_to_the_same_maps_by_consistent_steps(steps in prop::collection::vec(step(), 1..60)) {
+    fn every_history_leads_to_the_same_maps_by_consistent_steps(steps in prop::collection::vec(step(), 100..160)) {
         let mut agent = Agent::new(Capacity::default());
         let mut world: BTreeMap<String, Change> = BTreeMap::new();
         for step in &steps {
@@ -508,7 +602,7 @@ proptest! {
         let mut fresh = Agent::new(Capacity::default());
         world.values().rev().for_each(|change| fresh.change(change.clone()));
         fresh.sync();
-        prop_assert_eq!(view(&agent.maps), view(&fresh.maps));
+        prop_assert_eq!(meaning(&agent.maps), meaning(&fresh.maps));
 
         // Everything changes while the agent is away.
         let plan = agent.restart(&[]);

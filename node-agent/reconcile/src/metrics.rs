@@ -87,12 +87,14 @@ impl Metrics {
 }
 
 /// The maps that the reconciler owns.
-const RECONCILED: [&str; 12] = [
+const RECONCILED: [&str; 14] = [
     maps::CONFIG,
     maps::FRONTEND4,
     maps::FRONTEND6,
     maps::SERVICE,
     maps::SLOT,
+    maps::RANGE4,
+    maps::RANGE6,
     maps::BACKEND4,
     maps::BACKEND6,
     maps::ENDPOINT4,
@@ -108,6 +110,7 @@ fn map_of(op: &MapOp) -> &'static str {
             op,
             [
                 maps::FRONTEND4,
+                maps::RANGE4,
                 maps::BACKEND4,
                 maps::ENDPOINT4,
                 maps::ROUTE4,
@@ -117,6 +120,7 @@ fn map_of(op: &MapOp) -> &'static str {
             op,
             [
                 maps::FRONTEND6,
+                maps::RANGE6,
                 maps::BACKEND6,
                 maps::ENDPOINT6,
                 maps::ROUTE6,
@@ -131,10 +135,11 @@ fn map_of(op: &MapOp) -> &'static str {
 
 fn family_map<A>(
     op: &FamilyOp<A>,
-    [frontend, backend, endpoint, route]: [&'static str; 4],
+    [frontend, range, backend, endpoint, route]: [&'static str; 5],
 ) -> &'static str {
     match op {
         FamilyOp::Frontend { .. } => frontend,
+        FamilyOp::Range { .. } => range,
         FamilyOp::Backend { .. } => backend,
         FamilyOp::Endpoint { .. } => endpoint,
         FamilyOp::Route { .. } => route,

@@ -335,6 +335,7 @@ fn kind_of(change: &Change) -> &'static str {
         Change::Service(..) => "service",
         Change::EndpointSlice(..) => "endpointslice",
         Change::NodeAddresses(_) => "node addresses",
+        Change::Zone(_) => "zone",
         Change::Endpoint(..) => "endpoint",
         Change::Peer(..) => "peer",
         Change::Config(_) => "config",

@@ -101,13 +101,7 @@ async fn web(handle: &Handle, backends: &[&str]) {
         )
         .await
         .unwrap();
-    let endpoint = |addr: &&str| SliceEndpoint {
-        addr: addr.parse().unwrap(),
-        ready: true,
-        serving: true,
-        terminating: false,
-        node: None,
-    };
+    let endpoint = |addr: &&str| SliceEndpoint::at(addr.parse().unwrap());
     let slice = EndpointSlice {
         service: name.clone(),
         ports: vec![SlicePort {
@@ -174,7 +168,7 @@ async fn a_restart_in_an_unchanged_world_writes_nothing_and_the_metric_says_so()
     let values = text
         .lines()
         .filter(|line| line.starts_with("fairlead_map_operations_total"));
-    assert_eq!(values.clone().count(), 12);
+    assert_eq!(values.clone().count(), 14);
     assert!(values.clone().all(|line| line.ends_with(" 0")), "{text}");
 }
 

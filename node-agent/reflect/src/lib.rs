@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod kind;
+mod service;
 mod stream;
 
 pub use kind::{Kind, Reflected};

@@ -249,11 +249,8 @@ fn service(
             .iter()
             .filter(|(ip, _)| ip.is_ipv4() == is_v4)
             .map(|(addr, node)| SliceEndpoint {
-                addr: *addr,
-                ready: true,
-                serving: true,
-                terminating: false,
                 node: Some(node.clone()),
+                ..SliceEndpoint::at(*addr)
             })
             .collect();
         if slice_endpoints.is_empty() {

@@ -11,7 +11,9 @@ use std::{
 use anyhow::{Context, Result};
 use ebpf_abi::maps as names;
 use ipnetwork::IpNetwork;
-use node_agent_host::{HostDevice, HostDeviceSpec, Network, PodLinkSpec, apply_host_sysctls};
+use node_agent_host::{
+    HostDevice, HostDeviceSpec, Network, PodLinkSpec, apply_host_sysctls, netns_cookie,
+};
 use node_agent_maps::{Attached, Dataplane, Maps, Options};
 use node_agent_model::{MapOp, MapSink};
 
@@ -106,6 +108,7 @@ impl Node {
             node.machine.ifindex,
             node.host_device.ifindex,
             node.underlay_mtu,
+            node.machine.netns.run(netns_cookie)?,
         );
         node.apply(&[MapOp::Config(config)])?;
         node.apply(&addresses.own_endpoints(node.host_device.mac.0))?;

@@ -119,8 +119,7 @@ impl ServiceSpec {
         let service = Service {
             slot_base: base,
             slot_count: count,
-            flags: 0,
-            pad: 0,
+            ..Service::default()
         };
         ops.push(MapOp::Service {
             id: self.id,
@@ -153,6 +152,7 @@ impl Frontend {
     fn op(&self, service_id: Option<u32>) -> MapOp {
         let frontend = service_id.map(|service_id| ebpf_abi::Frontend {
             service_id,
+            inside_id: service_id,
             flags: if self.external {
                 frontend_flag::EXTERNAL
             } else {

@@ -99,6 +99,8 @@ where
     /// Ports of masquerade.
     pub const NAT_PORTS: std::ops::RangeInclusive<u16> = 20000..=20015;
 
+    pub const HOST_NETNS: u64 = 1;
+
     /// Two pods (`.2` and `.3`) on node 1, node 2 by VXLAN, node 3 by plain routing; service 1 at its ClusterIP:80 and
     /// at the NodePort, TCP and UDP, without backends.
     pub fn new() -> Self {
@@ -129,6 +131,8 @@ where
             nat_port_last: *Self::NAT_PORTS.end(),
             v4,
             v6,
+            pad2: 0,
+            host_netns_cookie: Self::HOST_NETNS,
         });
         node.peers.insert(2, vxlan_peer(2));
         node.peers.insert(3, direct_peer(3));
@@ -172,7 +176,18 @@ where
         }
     }
 
+    /// The same service to everybody.
     pub fn frontend(&mut self, addr: A, port: u16, service_id: u32, flags: u32) {
+        let frontend = Frontend {
+            service_id,
+            inside_id: service_id,
+            flags,
+        };
+        self.set_frontend(addr, port, frontend);
+    }
+
+    /// For TCP and UDP.
+    pub fn set_frontend(&mut self, addr: A, port: u16, frontend: Frontend) {
         for protocol in [6, 17] {
             let key = FrontendKey {
                 addr,
@@ -180,10 +195,7 @@ where
                 protocol,
                 pad: 0,
             };
-            self.node
-                .tables_mut()
-                .frontends
-                .insert(key, Frontend { service_id, flags });
+            self.node.tables_mut().frontends.insert(key, frontend);
         }
     }
 
@@ -195,8 +207,7 @@ where
             Service {
                 slot_base: base,
                 slot_count: backends.len() as u32,
-                flags: 0,
-                pad: 0,
+                ..Service::default()
             },
         );
         for slot in 0..old.map_or(0, |old| old.slot_count) {
