@@ -28,8 +28,8 @@ maps! {
     CURSOR: "cursor_v1", CURSOR_SIZE = 65536;
     BACKEND4: "backend4_v1", BACKEND4_SIZE = 65536;
     BACKEND6: "backend6_v1", BACKEND6_SIZE = 65536;
-    ENDPOINT4: "endpoint4_v1", ENDPOINT4_SIZE = 4096;
-    ENDPOINT6: "endpoint6_v1", ENDPOINT6_SIZE = 4096;
+    ENDPOINT4: "endpoint4_v2", ENDPOINT4_SIZE = 65536;
+    ENDPOINT6: "endpoint6_v2", ENDPOINT6_SIZE = 65536;
     ROUTE4: "route4_v1", ROUTE4_SIZE = 16384;
     ROUTE6: "route6_v1", ROUTE6_SIZE = 16384;
     PEER: "peer_v1", PEER_SIZE = 8192;

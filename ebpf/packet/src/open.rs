@@ -9,6 +9,7 @@ use crate::{
     path::Origin,
     select,
     track::{self, New},
+    verdict::Step,
 };
 
 /// Result of the functions here, beside the numbers of drop reasons: the connection is tracked now.
@@ -32,6 +33,16 @@ pub(crate) fn frontend<A: Ip, N: Node<A>>(
     };
     let frontend = node.frontend(&key)?;
     select::service_of(&frontend, origin).map(|_| frontend)
+}
+
+/// What becomes of a packet whose connection could not be opened: where no backend is, the client learns it at once.
+#[inline(always)]
+pub(crate) fn failed(code: u32) -> Step {
+    if code == DropReason::NoBackend as u32 {
+        Step::REFUSE
+    } else {
+        Step::drop_numbered(code)
+    }
 }
 
 /// Selects a backend for a connection to a service and tracks it. Returns [`OPENED`] or a drop reason's number.
@@ -116,7 +127,7 @@ fn balance<A: Ip, N: Node<A>>(node: &N, new: &mut New<A>, origin: u8) -> u32 {
         return DropReason::SourceNotAllowed as u32;
     }
     let Some((backend_id, backend)) = select::select(node, service_id) else {
-        return DropReason::NoBackend as u32;
+        return select::why_none(node, service_id) as u32;
     };
     new.target.dst = backend.addr;
     new.target.dst_port_be = backend.port_be;

@@ -63,8 +63,8 @@ pub trait Packet {
     ) -> Result<(), OutOfBounds>;
     /// Removes `len` bytes behind the Ethernet header; what follows then is of this family.
     fn remove_overlay(&mut self, len: u32, inner: Family) -> Result<(), OutOfBounds>;
-    /// Cuts the packet to `len` bytes.
-    fn truncate(&mut self, len: u32) -> Result<(), OutOfBounds>;
+    /// Cuts the packet to `len` bytes, or lengthens it by zeros.
+    fn resize(&mut self, len: u32) -> Result<(), OutOfBounds>;
     /// The same value, of which the verifier has forgotten what it knew.
     ///
     /// Where many ways through a loop meet, each with its own range of a value, the verifier would follow every one of

@@ -1,6 +1,6 @@
 //! Which service a client of a frontend gets, and which of its backends: strict round robin over the slots.
 
-use ebpf_abi::{Backend, Frontend, backend_state, frontend_flag};
+use ebpf_abi::{Backend, DropReason, Frontend, backend_state, frontend_flag, service_flag};
 
 use crate::{Ip, Node, path::Origin};
 
@@ -46,4 +46,15 @@ pub(crate) fn select<A: Ip, N: Node<A>>(node: &N, service_id: u32) -> Option<(u3
         }
     }
     None
+}
+
+/// Why [`select`] found none.
+#[inline(always)]
+pub(crate) fn why_none<A: Ip, N: Node<A>>(node: &N, service_id: u32) -> DropReason {
+    match node.service(service_id) {
+        Some(service) if service.flags & service_flag::DROP_IF_EMPTY != 0 => {
+            DropReason::NoLocalBackend
+        }
+        _ => DropReason::NoBackend,
+    }
 }

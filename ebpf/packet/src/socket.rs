@@ -1,6 +1,6 @@
 //! Socket load balancing: the address that a process connects to is replaced once, so that its packets need nothing.
 
-use ebpf_abi::{FrontendKey, SocketOrigin, frontend_flag};
+use ebpf_abi::{DropReason, FrontendKey, SocketOrigin, frontend_flag};
 
 use crate::{Ip, Node, parse::protocol, select};
 
@@ -53,6 +53,14 @@ pub fn connect<A: Ip, N: Node<A>>(
             frontend_port_be: port_be,
             backend_port_be: backend.port_be,
         }),
+        // Its packets are dropped, so that the client tries again.
+        None if matches!(
+            select::why_none(node, frontend.inside_id),
+            DropReason::NoLocalBackend
+        ) =>
+        {
+            Connect::Unchanged
+        }
         None => Connect::Refused,
     }
 }

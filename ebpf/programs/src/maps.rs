@@ -38,10 +38,10 @@ pub static CURSOR: Array<u32, { maps::CURSOR_SIZE }> = Array::new();
 pub static BACKEND4: Array<Backend<Addr4>, { maps::BACKEND4_SIZE }> = Array::new();
 #[btf_map(name = "backend6_v1")]
 pub static BACKEND6: Array<Backend<Addr6>, { maps::BACKEND6_SIZE }> = Array::new();
-#[btf_map(name = "endpoint4_v1")]
+#[btf_map(name = "endpoint4_v2")]
 pub static ENDPOINT4: HashMap<Addr4, Endpoint, { maps::ENDPOINT4_SIZE }, ON_DEMAND> =
     HashMap::new();
-#[btf_map(name = "endpoint6_v1")]
+#[btf_map(name = "endpoint6_v2")]
 pub static ENDPOINT6: HashMap<Addr6, Endpoint, { maps::ENDPOINT6_SIZE }, ON_DEMAND> =
     HashMap::new();
 #[btf_map(name = "route4_v1")]

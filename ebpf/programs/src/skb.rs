@@ -338,7 +338,7 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn truncate(&mut self, len: u32) -> Result<(), OutOfBounds> {
+    fn resize(&mut self, len: u32) -> Result<(), OutOfBounds> {
         // SAFETY: the context pointer is the program's own.
         check(unsafe { bpf_skb_change_tail(self.0, len, 0) })
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ebpf_abi::{Config, Endpoint};
+use ebpf_abi::{Config, Endpoint, endpoint_flag};
 
 use crate::select::Here;
 use crate::wanted::{self, SetKey, WantedSet};
@@ -18,7 +18,9 @@ pub struct Desired {
     slices: BTreeMap<ObjectName, EndpointSlice>,
     slices_of: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     node_addresses: Vec<IpAddr>,
-    pub(crate) endpoints: BTreeMap<IpAddr, Endpoint>,
+    endpoints: BTreeMap<IpAddr, Endpoint>,
+    /// Addresses of Services, with the flags of an [`Endpoint`] that each Service gives them.
+    service_ips: BTreeMap<IpAddr, BTreeMap<ObjectName, u32>>,
     pub(crate) peers: BTreeMap<String, PeerRoutes>,
     pub(crate) config: Option<Config>,
     dirty: Dirty,
@@ -45,13 +47,7 @@ impl Desired {
     /// Takes a change in; false if it changes nothing.
     pub fn change(&mut self, change: Change) -> bool {
         match change {
-            Change::Service(name, service) => {
-                let changed = replace(&mut self.services, name.clone(), service);
-                if changed {
-                    self.dirty.services.insert(name);
-                }
-                changed
-            }
+            Change::Service(name, service) => self.change_service(name, service),
             Change::EndpointSlice(name, slice) => self.change_slice(name, slice),
             Change::NodeAddresses(addresses) => self.change_addresses(addresses),
             Change::Zone(zone) => self.change_zone(zone),
@@ -103,8 +99,21 @@ impl Desired {
     pub(crate) fn all_dirty(&mut self) {
         self.dirty.services.extend(self.services.keys().cloned());
         self.dirty.endpoints.extend(self.endpoints.keys());
+        self.dirty.endpoints.extend(self.service_ips.keys());
         self.dirty.peers.extend(self.peers.keys().cloned());
         self.dirty.config = true;
+    }
+
+    /// What is at an address: something of this node, or a Service.
+    pub(crate) fn endpoint(&self, ip: &IpAddr) -> Option<Endpoint> {
+        let own = self.endpoints.get(ip).copied();
+        own.or_else(|| {
+            let flags = self.service_ips.get(ip)?.values();
+            Some(Endpoint {
+                flags: flags.fold(0, |all, flags| all | flags),
+                ..Endpoint::default()
+            })
+        })
     }
 
     /// The services of the maps that this Service needs.
@@ -159,6 +168,33 @@ impl Desired {
         true
     }
 
+    fn change_service(&mut self, name: ObjectName, service: Option<Service>) -> bool {
+        let after: BTreeMap<IpAddr, u32> = service.iter().flat_map(addresses).collect();
+        let before = self.services.get(&name);
+        let before: BTreeMap<IpAddr, u32> = before.into_iter().flat_map(addresses).collect();
+        if !replace(&mut self.services, name.clone(), service) {
+            return false;
+        }
+        for ip in before.keys().filter(|ip| !after.contains_key(ip)) {
+            if let Some(owners) = self.service_ips.get_mut(ip) {
+                owners.remove(&name);
+                if owners.is_empty() {
+                    self.service_ips.remove(ip);
+                }
+            }
+            self.dirty.endpoints.insert(*ip);
+        }
+        for (ip, flags) in after {
+            if before.get(&ip) != Some(&flags) {
+                let owners = self.service_ips.entry(ip).or_default();
+                owners.insert(name.clone(), flags);
+                self.dirty.endpoints.insert(ip);
+            }
+        }
+        self.dirty.services.insert(name);
+        true
+    }
+
     fn change_slice(&mut self, name: ObjectName, slice: Option<EndpointSlice>) -> bool {
         let before = self.slices.get(&name).map(|slice| slice.service.clone());
         let after = slice.as_ref().map(|slice| slice.service.clone());
@@ -183,6 +219,14 @@ impl Desired {
         }
         true
     }
+}
+
+/// The addresses at which nothing is but the Service. An external IP may be a machine's own.
+fn addresses(service: &Service) -> impl Iterator<Item = (IpAddr, u32)> {
+    let vips = service.load_balancer_ips.iter();
+    let vips = vips.map(|ip| (*ip, endpoint_flag::VIP));
+    let cluster_ips = service.cluster_ips.iter();
+    vips.chain(cluster_ips.map(|ip| (*ip, endpoint_flag::CLUSTER_IP)))
 }
 
 fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> bool {

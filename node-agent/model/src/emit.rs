@@ -242,7 +242,7 @@ fn endpoint_ops<A: MapFamily>(
     let Some(addr) = A::from_ip(ip) else {
         return true;
     };
-    let wanted = desired.endpoints.get(&ip).copied();
+    let wanted = desired.endpoint(&ip);
     let held = A::half(&applied.held).endpoints.get(&addr).copied();
     if wanted == held {
         return true;

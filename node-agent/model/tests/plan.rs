@@ -439,9 +439,13 @@ fn maps_that_disagree_with_us_are_repaired() {
     agent.applied.resync(agent.maps.clone());
     let plan = plan(&mut agent.desired, &mut agent.applied, agent.now);
     plan.ops.iter().for_each(|op| agent.maps.apply_one(op));
-    assert_eq!(plan.ops.len(), 4, "{:?}", plan.ops);
+    assert_eq!(plan.ops.len(), 5, "{:?}", plan.ops);
     assert_eq!(view(&agent.maps), good);
-    assert_eq!(agent.maps.v4.endpoints.len(), 1);
+    assert_eq!(
+        agent.maps.v4.endpoints.len(),
+        2,
+        "the pod's and the ClusterIP"
+    );
 }
 
 #[derive(Clone, Debug)]

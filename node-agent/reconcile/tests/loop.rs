@@ -272,7 +272,7 @@ async fn an_endpoint_that_does_not_fit_is_an_error_to_who_waits_for_it() {
         refused,
         ApplyError::Refused {
             object: "10.244.1.3".to_owned(),
-            map: "endpoint4_v1"
+            map: ebpf_abi::maps::ENDPOINT4
         }
     );
     assert_eq!(maps.state().maps.v4.endpoints.len(), 1);

@@ -4,6 +4,8 @@
 //! with a frame that the test kit builds from its fields, its checksums computed whole.
 #![forbid(unsafe_code)]
 
+mod agents;
+
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -16,6 +18,8 @@ use tests_testkit::{
     Node, NodeAddresses, Pod, Protocol, ServiceSpec, Underlay,
     packet::{Frame, L4, vxlan},
 };
+
+pub use agents::{Agents, slice};
 
 /// The port that the service's backends listen on.
 pub const BACKEND_PORT: u16 = 8080;

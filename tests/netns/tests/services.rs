@@ -232,23 +232,6 @@ fn a_pod_that_is_its_own_backend_gets_its_packets_back() {
 }
 
 #[test]
-fn a_service_without_backend_drops() {
-    for f in fixtures() {
-        let client = f.of(&f.client, CLIENT_PORT);
-        f.serve(&[]).unwrap();
-        for request in packets(
-            &f.sent_by(&f.client, client, f.vip()),
-            client,
-            f.vip(),
-            tcp_flag::SYN,
-        ) {
-            let outcome = f.from_pod(&f.client, &request.bytes()).unwrap();
-            assert_eq!(outcome, Outcome::Drop(DropReason::NoBackend));
-        }
-    }
-}
-
-#[test]
 fn backends_take_turns_strictly() {
     for f in fixtures() {
         let backends: Vec<SocketAddr> = [8081, 8082, 8083].map(|port| f.of(&f.local, port)).into();

@@ -15,9 +15,11 @@ const FRONTEND_FLAGS: [(u32, &str); 3] = [
     (frontend_flag::LOOPBACK, "loopback"),
 ];
 const SERVICE_FLAGS: [(u32, &str); 1] = [(service_flag::DROP_IF_EMPTY, "drop-if-empty")];
-const ENDPOINT_FLAGS: [(u32, &str); 2] = [
+const ENDPOINT_FLAGS: [(u32, &str); 4] = [
     (endpoint_flag::HOST, "host"),
     (endpoint_flag::SOURCE_NAT, "source-nat"),
+    (endpoint_flag::CLUSTER_IP, "cluster-ip"),
+    (endpoint_flag::VIP, "vip"),
 ];
 
 /// One block for each service, in the order of its first frontend; then backends that drain, endpoints and routes.

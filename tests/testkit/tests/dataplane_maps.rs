@@ -271,7 +271,7 @@ fn a_full_map_tells_which_operation_did_not_fit() {
     let error = maps.apply(&ops).unwrap_err();
     assert_eq!(
         (error.map, error.index, error.full),
-        ("endpoint4_v1", Some(17), true)
+        (names::ENDPOINT4, Some(17), true)
     );
     assert_eq!(
         maps.v4.endpoint.entries().unwrap().len(),

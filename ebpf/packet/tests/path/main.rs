@@ -5,6 +5,7 @@ mod fragments;
 mod icmp;
 mod nat;
 mod overlay;
+mod refused;
 mod robustness;
 mod services;
 mod support;

@@ -154,6 +154,11 @@ where
             ..Endpoint::default()
         };
         tables.endpoints.insert(A::pod(1, 0), nat);
+        let cluster_ip = Endpoint {
+            flags: endpoint_flag::CLUSTER_IP,
+            ..Endpoint::default()
+        };
+        tables.endpoints.insert(A::service(1), cluster_ip);
         scene.frontend(A::service(1), 80, 1, 0);
         scene.frontend(A::node(1), Self::NODE_PORT, 1, frontend_flag::EXTERNAL);
         scene.set_backends(1, &[]);
