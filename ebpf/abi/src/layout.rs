@@ -10,7 +10,9 @@ const _: () = {
     assert!(size_of::<Frontend>() == 12);
     assert!(size_of::<RangeKey<Addr4>>() == 12);
     assert!(size_of::<RangeKey<Addr6>>() == 24);
-    assert!(size_of::<Service>() == 16);
+    assert!(size_of::<Service>() == 24);
+    assert!(size_of::<AffinityKey>() == 24);
+    assert!(size_of::<Affinity>() == 16);
     assert!(size_of::<Backend<Addr4>>() == 12);
     assert!(size_of::<Backend<Addr6>>() == 24);
     assert!(size_of::<ConnKey<Addr4>>() == 16);

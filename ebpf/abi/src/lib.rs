@@ -8,6 +8,7 @@
 #![no_std]
 
 mod address;
+mod affinity;
 mod backend;
 mod config;
 mod conn;
@@ -20,6 +21,7 @@ mod service;
 mod socket;
 
 pub use address::{Addr4, Addr6, Address, Family};
+pub use affinity::{Affinity, AffinityKey, affinity_client};
 pub use backend::{Backend, backend_state};
 pub use config::{Config, FamilyConfig, config_flag};
 pub use conn::{Conn, ConnKey, FragmentKey, FragmentPorts, conn_flag};

@@ -26,6 +26,7 @@ maps! {
     SERVICE: "service_v2", SERVICE_SIZE = 65536;
     SLOT: "slot_v1", SLOT_SIZE = 262144;
     CURSOR: "cursor_v1", CURSOR_SIZE = 65536;
+    AFFINITY: "affinity_v1", AFFINITY_SIZE = 65536;
     BACKEND4: "backend4_v1", BACKEND4_SIZE = 65536;
     BACKEND6: "backend6_v1", BACKEND6_SIZE = 65536;
     ENDPOINT4: "endpoint4_v2", ENDPOINT4_SIZE = 65536;

@@ -82,14 +82,21 @@ impl<A: Address> RangeKey<A> {
 pub struct Service {
     /// First index in `slot_v1`.
     pub slot_base: u32,
-    /// Number of slots; 0 means that the service has no backend.
+    /// Number of slots; 0 means that the service has no backend. A backend may have several: its share of the
+    /// connections.
     pub slot_count: u32,
+    /// With session affinity: first index in `slot_v1` of the service's backend ids, each once and in rising order, by
+    /// which a program finds out whether a client's backend still belongs to the service.
+    pub member_base: u32,
+    /// Their number; 0 without session affinity.
+    pub member_count: u32,
     /// See [`service_flag`].
     pub flags: u32,
-    pub pad: u32,
+    /// How long after its last new connection a client goes to the same backend, in seconds; 0: no session affinity.
+    pub affinity_seconds: u32,
 }
 
-// SAFETY: four words.
+// SAFETY: six words.
 unsafe impl Plain for Service {}
 
 /// Bits of [`Service::flags`].
@@ -97,4 +104,8 @@ pub mod service_flag {
     /// While there is no slot packets are dropped and not refused: the traffic policy is `Local`, and other nodes have
     /// endpoints.
     pub const DROP_IF_EMPTY: u32 = 1;
+    /// A random slot, in place of the next one.
+    pub const RANDOM: u32 = 1 << 1;
+    /// The slot of the client's hash: the slots are a Maglev table, which is the same on every node.
+    pub const MAGLEV: u32 = 1 << 2;
 }

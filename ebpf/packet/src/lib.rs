@@ -9,6 +9,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod affinity;
 mod checksum;
 mod decapsulate;
 mod encapsulate;

@@ -126,7 +126,9 @@ fn balance<A: Ip, N: Node<A>>(node: &N, new: &mut New<A>, origin: u8) -> u32 {
     if !select::admits(node, &frontend, &new.target.src) {
         return DropReason::SourceNotAllowed as u32;
     }
-    let Some((backend_id, backend)) = select::select(node, service_id) else {
+    let Some((backend_id, backend)) =
+        select::select(node, service_id, &select::Sender(&new.target))
+    else {
         return select::why_none(node, service_id) as u32;
     };
     new.target.dst = backend.addr;

@@ -1,8 +1,14 @@
 //! Socket load balancing: the address that a process connects to is replaced once, so that its packets need nothing.
 
-use ebpf_abi::{DropReason, FrontendKey, SocketOrigin, frontend_flag};
+use ebpf_abi::{
+    AffinityKey, DropReason, FrontendKey, SocketOrigin, affinity_client, frontend_flag,
+};
 
-use crate::{Ip, Node, parse::protocol, select};
+use crate::{
+    Ip, Node,
+    parse::protocol,
+    select::{self, Client},
+};
 
 /// What `connect` must do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -46,7 +52,7 @@ pub fn connect<A: Ip, N: Node<A>>(
     {
         return Connect::Unchanged;
     }
-    match select::select(node, frontend.inside_id) {
+    match select::select(node, frontend.inside_id, &Socket(caller)) {
         Some((_, backend)) => Connect::Backend(SocketOrigin {
             frontend_addr: addr,
             backend_addr: backend.addr,
@@ -62,6 +68,24 @@ pub fn connect<A: Ip, N: Node<A>>(
             Connect::Unchanged
         }
         None => Connect::Refused,
+    }
+}
+
+/// A client that is known by its socket: its network namespace stands for its address. It has no port yet that a hash
+/// could be made of.
+struct Socket<'a, C>(&'a C);
+
+impl<C: Caller> Client for Socket<'_, C> {
+    #[inline(always)]
+    fn hash(&self) -> Option<u32> {
+        None
+    }
+
+    #[inline(always)]
+    fn write_key(&self, key: &mut AffinityKey) {
+        key.kind = affinity_client::NETNS;
+        let cookie = self.0.netns_cookie().to_ne_bytes();
+        key.client.bytes[..8].copy_from_slice(&cookie);
     }
 }
 

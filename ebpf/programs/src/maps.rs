@@ -9,8 +9,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use ebpf_abi::{
-    Addr4, Addr6, Backend, Config, Conn, ConnKey, Counter, Endpoint, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Peer, RangeKey, Route, RouteKey, Service, SocketOrigin, maps,
+    Addr4, Addr6, Affinity, AffinityKey, Backend, Config, Conn, ConnKey, Counter, Endpoint,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, Peer, RangeKey, Route, RouteKey, Service,
+    SocketOrigin, maps,
 };
 
 /// Entries are allocated when they are inserted: tables that are mostly empty.
@@ -34,6 +35,8 @@ pub static SERVICE: HashMap<u32, Service, { maps::SERVICE_SIZE }, ON_DEMAND> = H
 pub static SLOT: Array<u32, { maps::SLOT_SIZE }> = Array::new();
 #[btf_map(name = "cursor_v1")]
 pub static CURSOR: Array<u32, { maps::CURSOR_SIZE }> = Array::new();
+#[btf_map(name = "affinity_v1")]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity, { maps::AFFINITY_SIZE }> = LruHashMap::new();
 #[btf_map(name = "backend4_v1")]
 pub static BACKEND4: Array<Backend<Addr4>, { maps::BACKEND4_SIZE }> = Array::new();
 #[btf_map(name = "backend6_v1")]

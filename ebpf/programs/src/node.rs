@@ -5,8 +5,8 @@ use aya_ebpf::{
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
 };
 use ebpf_abi::{
-    Addr4, Addr6, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, Peer, RangeKey, RouteKey, Service,
+    Addr4, Addr6, Affinity, AffinityKey, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Peer, RangeKey, RouteKey, Service,
 };
 use ebpf_packet::{ConnState, Entry, Inserted, Ip, Node};
 
@@ -114,6 +114,18 @@ macro_rules! node {
             #[inline(always)]
             fn slot(&self, index: u32) -> Option<u32> {
                 maps::SLOT.get(index).copied()
+            }
+
+            #[inline(always)]
+            fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+                // SAFETY: copied at once, before any other operation on the map.
+                unsafe { maps::AFFINITY.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn affinity_insert(&self, key: &AffinityKey, affinity: &Affinity) {
+                // An LRU table makes room; if the kernel has no memory, the client's next connection selects anew.
+                let _ = maps::AFFINITY.insert(key, affinity, BPF_ANY as u64);
             }
 
             #[inline(always)]

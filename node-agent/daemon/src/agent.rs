@@ -198,7 +198,10 @@ fn start_reconciler(
         .map(|source| source.label())
         .into_iter()
         .chain([HOST_SOURCE]);
-    let options = Options::new(flags.node_name.clone(), sources);
+    let options = Options {
+        algorithm: flags.service_algorithm,
+        ..Options::new(flags.node_name.clone(), sources)
+    };
     let (reconciler, handle) =
         Reconciler::new(dataplane.maps().clone(), options, metrics).context("reading the maps")?;
     spawn(tasks, "reconciler", reconciler.run());

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser};
 use ipnetwork::IpNetwork;
+use node_agent_model::Algorithm;
 use node_agent_overlay::Mode;
 
 /// The node agent of Fairlead: services, overlay and pods of one node.
@@ -40,6 +41,10 @@ pub struct Flags {
     /// of the host].
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
     pub node_port_addresses: Vec<IpNetwork>,
+
+    /// How a new connection gets its backend, for Services that do not say it themselves: round-robin, random or maglev.
+    #[arg(long, value_name = "NAME", default_value = "round-robin")]
+    pub service_algorithm: Algorithm,
 
     /// How packets go to other nodes: vxlan (as flannel's) or direct (routed on a shared link, as flannel's host-gw).
     #[arg(long, value_name = "MODE", default_value = "vxlan")]

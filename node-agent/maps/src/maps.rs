@@ -3,9 +3,9 @@
 use std::{path::Path, sync::Arc};
 
 use ebpf_abi::{
-    Addr4, Addr6, Address, Backend, Config, Conn, ConnKey, Counter, Endpoint, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Peer, Plain, RangeKey, Route, RouteKey, Service,
-    SocketOrigin, maps as names,
+    Addr4, Addr6, Address, Affinity, AffinityKey, Backend, Config, Conn, ConnKey, Counter,
+    Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey, Peer, Plain, RangeKey, Route,
+    RouteKey, Service, SocketOrigin, maps as names,
 };
 
 use crate::{
@@ -23,6 +23,7 @@ pub struct Maps {
     pub slot: Table<u32, u32>,
     /// The next turn of each service, by service id.
     pub cursor: Table<u32, u32>,
+    pub affinity: Table<AffinityKey, Affinity>,
     pub peer: Table<u32, Peer>,
     pub v4: FamilyMaps<Addr4>,
     pub v6: FamilyMaps<Addr6>,
@@ -115,6 +116,7 @@ impl Maps {
             service: pins.table(names::SERVICE)?,
             slot: pins.table(names::SLOT)?,
             cursor: pins.table(names::CURSOR)?,
+            affinity: pins.table(names::AFFINITY)?,
             peer: pins.table(names::PEER)?,
             v4: FamilyMaps::open(&pins)?,
             v6: FamilyMaps::open(&pins)?,
@@ -128,6 +130,7 @@ impl Maps {
             self.service.raw(),
             self.slot.raw(),
             self.cursor.raw(),
+            self.affinity.raw(),
             self.peer.raw(),
             &self.drop,
         ];

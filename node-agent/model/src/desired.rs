@@ -7,12 +7,13 @@ use ebpf_abi::{Config, Endpoint, endpoint_flag};
 
 use crate::select::Here;
 use crate::wanted::{self, SetKey, WantedSet};
-use crate::{Change, EndpointSlice, ObjectName, PeerRoutes, Service};
+use crate::{Algorithm, Change, EndpointSlice, ObjectName, PeerRoutes, Service};
 
 /// All objects, with indexes from each to what depends on it.
 #[derive(Clone, Debug, Default)]
 pub struct Desired {
     node: String,
+    algorithm: Algorithm,
     zone: Option<String>,
     services: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, EndpointSlice>,
@@ -42,6 +43,12 @@ impl Desired {
             node: node.into(),
             ..Self::default()
         }
+    }
+
+    /// What Services get that name no algorithm.
+    #[must_use]
+    pub fn with_algorithm(self, algorithm: Algorithm) -> Self {
+        Self { algorithm, ..self }
     }
 
     /// Takes a change in; false if it changes nothing.
@@ -131,7 +138,10 @@ impl Desired {
             node: &self.node,
             zone: self.zone.as_deref(),
         };
-        wanted::sets(name, service, slices, &self.node_addresses, here)
+        let mut sets = wanted::sets(name, service, slices, &self.node_addresses, here);
+        let algorithm = service.algorithm.unwrap_or(self.algorithm);
+        sets.values_mut().for_each(|set| set.algorithm = algorithm);
+        sets
     }
 
     fn change_addresses(&mut self, mut addresses: Vec<IpAddr>) -> bool {

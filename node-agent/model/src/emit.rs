@@ -6,11 +6,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ebpf_abi::{
-    Addr4, Addr6, Backend, Family, Frontend, FrontendKey, Peer, RangeKey, Route, RouteKey, Service,
+    Addr4, Addr6, Backend, Family, Frontend, FrontendKey, Peer, RangeKey, Route, RouteKey,
     backend_state, maps, peer_mode,
 };
 use ipnetwork::IpNetwork;
 
+use crate::applied::PlacedSet;
 use crate::wanted::FrontendAddr;
 use crate::{Applied, Desired, FamilyOp, MapFamily, MapOp, Plan, Refusal};
 
@@ -318,21 +319,16 @@ fn service_ops(applied: &Applied, id: u32, ops: &mut Phased) {
         .get(&id)
         .and_then(|key| applied.sets.get(&key.service)?.get(key));
     let held = applied.held.services.get(&id).copied();
-    let wanted = placed.map(|set| Service {
-        slot_base: set.range.base,
-        slot_count: set.range.len,
-        flags: set.flags,
-        ..Service::default()
-    });
+    let wanted = placed.map(PlacedSet::service);
     if let Some(set) = placed {
         let slots = set.range.base..set.range.base + set.range.len;
         let same = slots
-            .zip(&set.backend_ids)
+            .zip(&set.turns.slots)
             .all(|(slot, id)| applied.held.slots.get(&slot) == Some(id));
         if !same {
             let op = MapOp::Slots {
                 base: set.range.base,
-                backend_ids: set.backend_ids.clone(),
+                backend_ids: set.turns.slots.clone(),
             };
             ops.push((Phase::Slots, op));
         }

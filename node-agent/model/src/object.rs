@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use ebpf_abi::{Config, Endpoint, Peer};
 use ipnetwork::IpNetwork;
@@ -85,6 +86,80 @@ pub enum TrafficPolicy {
     Local,
 }
 
+/// How a new connection gets its backend.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Algorithm {
+    /// Strictly one after the other.
+    #[default]
+    RoundRobin,
+    Random,
+    /// By the client's address and port, the same on every node (Maglev).
+    Maglev,
+}
+
+/// No [`Algorithm`] has this name.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0:?} is no algorithm: choose round-robin, random or maglev")]
+pub struct UnknownAlgorithm(String);
+
+impl FromStr for Algorithm {
+    type Err = UnknownAlgorithm;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "round-robin" => Ok(Self::RoundRobin),
+            "random" => Ok(Self::Random),
+            "maglev" => Ok(Self::Maglev),
+            _ => Err(UnknownAlgorithm(text.to_owned())),
+        }
+    }
+}
+
+/// The share of a Service's connections that some of its pods have together.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PodShare {
+    /// What the pods' names start with, up to a hyphen: the name of their Deployment.
+    pub pods: String,
+    /// Of all new connections.
+    pub percent: u8,
+}
+
+/// No [`PodShare`]s are written like this.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BadShares {
+    #[error("{0:?} is no share: write NAME=PERCENT, separated by commas")]
+    Form(String),
+    #[error("the shares are more than a hundred percent together")]
+    TooMuch,
+}
+
+impl PodShare {
+    /// Reads `NAME=PERCENT,...`.
+    ///
+    /// # Errors
+    ///
+    /// When a part has another form, or the percents add up to more than a hundred.
+    pub fn parse_list(text: &str) -> Result<Vec<Self>, BadShares> {
+        let parse = |part: &str| {
+            let (pods, percent) = part.split_once('=')?;
+            let (pods, percent) = (pods.trim(), percent.trim().parse().ok()?);
+            (!pods.is_empty()).then(|| Self {
+                pods: pods.to_owned(),
+                percent,
+            })
+        };
+        let parts = text.split(',');
+        let shares = parts
+            .map(|part| parse(part).ok_or_else(|| BadShares::Form(part.to_owned())))
+            .collect::<Result<Vec<_>, _>>()?;
+        let sum: u32 = shares.iter().map(|share| u32::from(share.percent)).sum();
+        if sum > 100 {
+            return Err(BadShares::TooMuch);
+        }
+        Ok(shares)
+    }
+}
+
 /// A Service that has ClusterIPs.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Service {
@@ -98,6 +173,12 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     pub internal_policy: TrafficPolicy,
     pub external_policy: TrafficPolicy,
+    /// With `sessionAffinity: ClientIP`, its timeout; else 0.
+    pub affinity_seconds: u32,
+    /// `None`: the node's default.
+    pub algorithm: Option<Algorithm>,
+    /// Empty: every endpoint has the same share.
+    pub shares: Vec<PodShare>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -134,6 +215,8 @@ pub struct SliceEndpoint {
     pub terminating: bool,
     /// Node on which it runs.
     pub node: Option<String>,
+    /// Name of the Pod.
+    pub pod: Option<String>,
     /// `hints.forNodes`: nodes whose clients should use it.
     pub node_hints: Vec<String>,
     /// `hints.forZones`: zones whose clients should use it.
@@ -149,6 +232,7 @@ impl SliceEndpoint {
             serving: true,
             terminating: false,
             node: None,
+            pod: None,
             node_hints: Vec::new(),
             zone_hints: Vec::new(),
         }

@@ -9,6 +9,7 @@ use ipnetwork::IpNetwork;
 use crate::address::{PerFamily, family_of, network_of};
 use crate::applied::{PlacedPeer, PlacedSet};
 use crate::backends::Usage;
+use crate::turns::{self, Member, Turns, turns};
 use crate::wanted::{FrontendAddr, SetKey, WantedSet};
 use crate::{Applied, Desired, MapFamily, MapOp, ObjectName, PeerRoutes, emit};
 
@@ -136,18 +137,22 @@ impl Applied {
             },
             Some((id, range)) => {
                 let in_range = range.base..range.base + range.len;
-                let backend_ids: Vec<u32> = in_range
+                let slots: Vec<u32> = in_range
                     .map(|slot| self.held.slots.get(&slot).copied().unwrap_or(0))
                     .collect();
                 let table = self.backends.get_mut(key.family);
-                // An unknown id makes the list differ from any wanted one: the slots are written anew.
-                let backend_ids = backend_ids
+                // An unknown id makes the slots differ from any wanted ones: they are written anew.
+                let distinct: BTreeSet<u32> = slots.iter().copied().collect();
+                let backend_ids = distinct
                     .into_iter()
                     .filter(|id| table.acquire_id(*id, Usage::Chosen))
                     .collect();
+                let held = self.held.services.get(&id).copied().unwrap_or_default();
+                let members = held.slot_base.saturating_sub(range.base).min(range.len);
                 PlacedSet {
                     id,
                     range,
+                    turns: Turns { slots, members },
                     backend_ids,
                     ..PlacedSet::default()
                 }
@@ -167,11 +172,9 @@ impl Applied {
     ) -> Result<(), &'static str> {
         self.check_room(key, set, want, now)?;
         let table = self.backends.get_mut(key.family);
-        let chosen: Vec<u32> = want
-            .chosen
-            .iter()
-            .filter_map(|addr| table.acquire(*addr, now))
-            .collect();
+        let members: Vec<Member> = want
+            .members(|addr| table.acquire(*addr, now))
+            .unwrap_or_default();
         // A backend that never was used has nothing to drain: it gets no id for that.
         let draining: BTreeSet<u32> = want
             .draining
@@ -188,8 +191,9 @@ impl Applied {
         set.backend_ids
             .iter()
             .for_each(|id| table.release(*id, Usage::Chosen, now));
-        if set.flags != want.flags {
-            set.flags = want.flags;
+        let flags = want.service_flags();
+        if (set.flags, set.affinity_seconds) != (flags, want.affinity_seconds) {
+            (set.flags, set.affinity_seconds) = (flags, want.affinity_seconds);
             self.touched.services.insert(set.id);
         }
         let ranges = std::mem::replace(&mut set.ranges, want.ranges.clone());
@@ -197,15 +201,18 @@ impl Applied {
         self.touched
             .ranges
             .extend(changed.map(|range| (set.id, *range)));
-        if chosen != set.backend_ids || set.range.len as usize != chosen.len() {
+        let turns = turns(want.algorithm, &members, want.affinity_seconds > 0);
+        if turns != set.turns || set.range.len as usize != turns.slots.len() {
             self.slot_ranges.release(set.range, now);
             set.range = self
                 .slot_ranges
-                .allocate(length(&chosen), now)
+                .allocate(length(&turns.slots), now)
                 .unwrap_or_default();
-            set.backend_ids = chosen;
+            set.turns = turns;
             self.touched.services.insert(set.id);
         }
+        set.backend_ids = members.iter().map(|member| member.id).collect();
+        set.backend_ids.sort_unstable();
         self.claim_frontends(key, set, &want.frontends);
         Ok(())
     }
@@ -220,17 +227,17 @@ impl Applied {
     ) -> Result<(), &'static str> {
         use ebpf_abi::maps;
         let by_family = |v4, v6| if key.family == Family::V4 { v4 } else { v6 };
-        if !self.table(key.family).fits(want.chosen.iter(), now) {
+        if !self.table(key.family).fits(want.chosen.keys(), now) {
             return Err(by_family(maps::BACKEND4, maps::BACKEND6));
         }
-        let same = want.chosen.len() == set.backend_ids.len() && {
-            let table = self.backends.get(key.family);
-            want.chosen
-                .iter()
-                .zip(&set.backend_ids)
-                .all(|(addr, id)| table.id_of(addr) == Some(*id))
-        };
-        let len = u32::try_from(want.chosen.len()).unwrap_or(u32::MAX);
+        let table = self.backends.get(key.family);
+        let weights: Vec<u32> = want.chosen.values().copied().collect();
+        let sticky = want.affinity_seconds > 0;
+        let len = turns::count(want.algorithm, &weights, sticky);
+        let known = want.members(|addr| table.id_of(addr));
+        let same = set.range.len as usize == len
+            && known.is_some_and(|known| turns(want.algorithm, &known, sticky) == set.turns);
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
         if !same && !self.slot_ranges.fits(len, now) {
             return Err(maps::SLOT);
         }

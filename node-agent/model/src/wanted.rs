@@ -11,8 +11,11 @@ use ipnetwork::IpNetwork;
 
 use crate::address::{family_of, network_of};
 use crate::select::{Here, select};
+use crate::turns::Member;
+use crate::weights::weights;
 use crate::{
-    EndpointSlice, ObjectName, Protocol, Service, ServicePort, SliceEndpoint, TrafficPolicy,
+    Algorithm, EndpointSlice, ObjectName, PodShare, Protocol, Service, ServicePort, SliceEndpoint,
+    TrafficPolicy,
 };
 
 /// A service of the maps: one port of a Service, in one family, with one of the two sets of backends.
@@ -42,8 +45,11 @@ pub(crate) struct WantedSet {
     pub(crate) inside_of: BTreeSet<FrontendAddr>,
     /// Sources that may reach the frontends which have source ranges.
     pub(crate) ranges: BTreeSet<IpNetwork>,
-    pub(crate) chosen: BTreeSet<SocketAddr>,
+    /// With their weights.
+    pub(crate) chosen: BTreeMap<SocketAddr, u32>,
     pub(crate) draining: BTreeSet<SocketAddr>,
+    pub(crate) algorithm: Algorithm,
+    pub(crate) affinity_seconds: u32,
     /// See [`service_flag`].
     pub(crate) flags: u32,
 }
@@ -61,6 +67,34 @@ impl SetKey {
             policy,
             ..self.clone()
         }
+    }
+}
+
+impl WantedSet {
+    /// What takes new connections, in the order of the addresses; `None` if one of them gets no id.
+    pub(crate) fn members(
+        &self,
+        mut id_of: impl FnMut(&SocketAddr) -> Option<u32>,
+    ) -> Option<Vec<Member>> {
+        let members = self.chosen.iter().map(|(addr, weight)| {
+            let id = id_of(addr)?;
+            Some(Member {
+                addr: *addr,
+                id,
+                weight: *weight,
+            })
+        });
+        members.collect()
+    }
+
+    /// See [`service_flag`].
+    pub(crate) fn service_flags(&self) -> u32 {
+        self.flags
+            | match self.algorithm {
+                Algorithm::RoundRobin => 0,
+                Algorithm::Random => service_flag::RANDOM,
+                Algorithm::Maglev => service_flag::MAGLEV,
+            }
     }
 }
 
@@ -95,7 +129,8 @@ pub(crate) fn sets<'a>(
         }
     }
     for (key, set) in &mut sets {
-        fill(key, set, slices.clone(), here);
+        set.affinity_seconds = service.affinity_seconds;
+        fill(key, set, &service.shares, slices.clone(), here);
     }
     sets
 }
@@ -156,6 +191,7 @@ fn ranges(service: &Service, family: Family) -> BTreeSet<IpNetwork> {
 fn fill<'a>(
     key: &SetKey,
     set: &mut WantedSet,
+    shares: &[PodShare],
     slices: impl Iterator<Item = &'a EndpointSlice>,
     here: Here<'_>,
 ) {
@@ -175,9 +211,22 @@ fn fill<'a>(
         }
     }
     let selection = select(&endpoints, key.policy, here);
-    let pick = |indices: Vec<usize>| indices.into_iter().map(|index| addresses[index]).collect();
-    set.chosen = pick(selection.chosen);
-    set.draining = pick(selection.draining);
+    let pick = |index: &usize| addresses[*index];
+    set.draining = selection.draining.iter().map(pick).collect();
+    set.chosen = match shares {
+        [] => selection
+            .chosen
+            .iter()
+            .map(|index| (pick(index), 1))
+            .collect(),
+        shares => {
+            let chosen = selection.chosen.iter();
+            let chosen: Vec<_> = chosen.map(|index| endpoints[*index]).collect();
+            let weights = weights(&chosen, shares);
+            let weighted = selection.chosen.iter().map(pick).zip(weights);
+            weighted.filter(|(_, weight)| *weight > 0).collect()
+        }
+    };
     if key.policy == TrafficPolicy::Local && selection.elsewhere {
         set.flags |= service_flag::DROP_IF_EMPTY;
     }

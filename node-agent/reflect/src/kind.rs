@@ -109,6 +109,11 @@ fn endpoint_slice(
             serving: conditions.serving.unwrap_or(ready),
             terminating: conditions.terminating.unwrap_or(false),
             node: endpoint.node_name.clone(),
+            pod: endpoint
+                .target_ref
+                .as_ref()
+                .filter(|target| target.kind.as_deref() == Some("Pod"))
+                .and_then(|target| target.name.clone()),
             node_hints: hints
                 .for_nodes
                 .into_iter()

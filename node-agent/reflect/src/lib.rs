@@ -10,4 +10,5 @@ mod service;
 mod stream;
 
 pub use kind::{Kind, Reflected};
+pub use service::{ALGORITHM, SHARES};
 pub use stream::{Message, SOURCES, Source, run};

@@ -1,14 +1,21 @@
 //! What the dataplane needs of a Service.
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Display};
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service, ServiceSpec};
-use node_agent_model::{ObjectName, ServicePort, TrafficPolicy};
+use node_agent_model::{ObjectName, PodShare, ServicePort, TrafficPolicy};
 use tracing::warn;
 
 use crate::kind::{is_not_ours, positive, protocol};
+
+/// How a new connection to the Service gets its backend: round-robin, random or maglev.
+pub const ALGORITHM: &str = "fairlead/service-algorithm";
+/// Shares of the Service's connections by the names of its Pods: `NAME=PERCENT,...`.
+pub const SHARES: &str = "fairlead/service-shares";
+/// <https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.34/#clientipconfig-v1-core>
+const DEFAULT_AFFINITY_SECONDS: u32 = 10800;
 
 /// `None` if it is no proxy's business, or another's.
 pub(crate) fn reflect(service: &Service, name: &ObjectName) -> Option<node_agent_model::Service> {
@@ -35,7 +42,41 @@ pub(crate) fn reflect(service: &Service, name: &ObjectName) -> Option<node_agent
         ports: ports(spec, name),
         internal_policy: policy(spec.internal_traffic_policy.as_deref()),
         external_policy: policy(spec.external_traffic_policy.as_deref()),
+        affinity_seconds: affinity_seconds(spec),
+        algorithm: annotated(service, name, ALGORITHM, str::parse),
+        shares: annotated(service, name, SHARES, PodShare::parse_list).unwrap_or_default(),
     })
+}
+
+/// <https://kubernetes.io/docs/reference/networking/virtual-ips/#session-affinity>
+fn affinity_seconds(spec: &ServiceSpec) -> u32 {
+    if spec.session_affinity.as_deref() != Some("ClientIP") {
+        return 0;
+    }
+    let config = spec.session_affinity_config.as_ref();
+    let client_ip = config.and_then(|config| config.client_ip.as_ref());
+    let seconds = client_ip.and_then(|client_ip| client_ip.timeout_seconds);
+    seconds
+        .and_then(|seconds| u32::try_from(seconds).ok())
+        .filter(|seconds| *seconds > 0)
+        .unwrap_or(DEFAULT_AFFINITY_SECONDS)
+}
+
+/// What an annotation says; one that cannot be read is told and left out.
+fn annotated<T, E: Display>(
+    service: &Service,
+    name: &ObjectName,
+    annotation: &str,
+    parse: impl FnOnce(&str) -> Result<T, E>,
+) -> Option<T> {
+    let text = service.metadata.annotations.as_ref()?.get(annotation)?;
+    match parse(text.trim()) {
+        Ok(value) => Some(value),
+        Err(error) => {
+            warn!(service = %name, annotation, %error, "left out");
+            None
+        }
+    }
 }
 
 fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {

@@ -1,7 +1,6 @@
 //! Services by the packet path: ClusterIP, NodePort, hairpin, answers.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use ebpf_abi::DropReason;
 use std::net::SocketAddr;
 use tests_netns::{BACKEND_PORT, CLIENT_PORT, Family, Fixture, NODE_PORT, Outcome, rewritten};
 use tests_testkit::{

@@ -14,7 +14,11 @@ const FRONTEND_FLAGS: [(u32, &str); 3] = [
     (frontend_flag::SOURCE_RANGES, "filtered"),
     (frontend_flag::LOOPBACK, "loopback"),
 ];
-const SERVICE_FLAGS: [(u32, &str); 1] = [(service_flag::DROP_IF_EMPTY, "drop-if-empty")];
+const SERVICE_FLAGS: [(u32, &str); 3] = [
+    (service_flag::DROP_IF_EMPTY, "drop-if-empty"),
+    (service_flag::RANDOM, "random"),
+    (service_flag::MAGLEV, "maglev"),
+];
 const ENDPOINT_FLAGS: [(u32, &str); 4] = [
     (endpoint_flag::HOST, "host"),
     (endpoint_flag::SOURCE_NAT, "source-nat"),
@@ -56,8 +60,13 @@ fn family<A: MapFamily>(maps: &Snapshot, out: &mut Vec<String>) {
         }
     }
     for id in order {
-        let flags = maps.services.get(&id).map_or(0, |service| service.flags);
-        let mut text = format!("service{}\n{}", names(flags, &SERVICE_FLAGS), services[&id]);
+        let service = maps.services.get(&id).copied().unwrap_or_default();
+        let affinity = match service.affinity_seconds {
+            0 => String::new(),
+            seconds => format!(" affinity {seconds} s, {} members", service.member_count),
+        };
+        let flags = names(service.flags, &SERVICE_FLAGS);
+        let mut text = format!("service{flags}{affinity}\n{}", services[&id]);
         let ranges = half
             .ranges
             .iter()

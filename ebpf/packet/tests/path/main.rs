@@ -1,5 +1,6 @@
 //! The packet path on the host: packets as byte vectors, tables as trees, every case in both address families.
 
+mod balance;
 mod external;
 mod fragments;
 mod icmp;

@@ -7,8 +7,8 @@ use std::{
 };
 
 use ebpf_abi::{
-    Addr4, Addr6, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, Peer, RangeKey, RouteKey, Service,
+    Addr4, Addr6, Affinity, AffinityKey, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Peer, RangeKey, RouteKey, Service,
 };
 use ebpf_packet::{ConnState, Entry, Inserted, Ip, Node};
 
@@ -50,6 +50,7 @@ pub struct TestNode {
     pub services: BTreeMap<u32, Service>,
     pub cursors: RefCell<BTreeMap<u32, u32>>,
     pub slots: BTreeMap<u32, u32>,
+    pub affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
     pub peers: BTreeMap<u32, Peer>,
     pub v4: Tables<Addr4>,
     pub v6: Tables<Addr6>,
@@ -160,6 +161,14 @@ where
 
     fn slot(&self, index: u32) -> Option<u32> {
         self.slots.get(&index).copied()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinities.borrow().get(key).copied()
+    }
+
+    fn affinity_insert(&self, key: &AffinityKey, affinity: &Affinity) {
+        self.affinities.borrow_mut().insert(*key, *affinity);
     }
 
     fn backend(&self, backend_id: u32) -> Option<Backend<A>> {
