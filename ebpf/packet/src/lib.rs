@@ -24,6 +24,7 @@ mod packet;
 mod parse;
 mod path;
 mod refuse;
+mod sctp;
 mod select;
 mod socket;
 mod track;
@@ -34,6 +35,7 @@ pub use ip::{Frame, Ip};
 pub use node::{ConnState, Entry, Inserted, Node};
 pub use packet::{ChecksumField, OutOfBounds, Packet};
 pub use path::{from_host, from_network, from_pod};
+pub use sctp::crc_after;
 pub use socket::{Caller, Connect, connect, peer_name};
 pub use verdict::Verdict;
 

@@ -22,7 +22,10 @@ pub(crate) fn frontend<A: Ip, N: Node<A>>(
     tuple: &ConnKey<A>,
     origin: Origin,
 ) -> Option<Frontend> {
-    if !matches!(tuple.protocol, protocol::TCP | protocol::UDP) {
+    if !matches!(
+        tuple.protocol,
+        protocol::TCP | protocol::UDP | protocol::SCTP
+    ) {
         return None;
     }
     let key = FrontendKey {

@@ -344,6 +344,11 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn crc_after(&self, bytes: u32, zeros: u32) -> u32 {
+        crate::crc::crc_after(bytes, zeros)
+    }
+
+    #[inline(always)]
     fn forget_range(&self, value: u32) -> u32 {
         let mut value = value as u64;
         // SAFETY: exclusive or twice with the same number, in registers; the number is one that the verifier does

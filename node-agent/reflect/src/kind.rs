@@ -177,6 +177,7 @@ pub(crate) fn protocol(text: Option<&str>) -> Option<Protocol> {
     match text.unwrap_or("TCP") {
         "TCP" => Some(Protocol::Tcp),
         "UDP" => Some(Protocol::Udp),
+        "SCTP" => Some(Protocol::Sctp),
         _ => None,
     }
 }

@@ -111,7 +111,7 @@ fn ports(spec: &ServiceSpec, name: &ObjectName) -> Vec<ServicePort> {
     let ports = spec.ports.iter().flatten().filter_map(|port| {
         let number = positive(port.port);
         let Some((protocol, number)) = protocol(port.protocol.as_deref()).zip(number) else {
-            warn!(service = %name, port = port.port, protocol = port.protocol, "port is not served: only TCP and UDP are");
+            warn!(service = %name, port = port.port, protocol = port.protocol, "port is not served: neither TCP, UDP nor SCTP");
             return None;
         };
         let node_port = port.node_port.and_then(positive).filter(|_| with_node_port);
@@ -197,9 +197,9 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_neither_tcp_nor_udp_is_left_out_alone() {
+    fn a_port_of_an_unknown_protocol_is_left_out_alone() {
         let spec = json!({"clusterIP": "10.96.0.9", "ports": [
-            {"name": "a", "port": 80, "protocol": "SCTP"}, {"name": "b", "port": 53, "protocol": "UDP"}]});
+            {"name": "a", "port": 80, "protocol": "DCCP"}, {"name": "b", "port": 53, "protocol": "UDP"}]});
         let service = reflect_service(spec, json!({})).unwrap();
         assert_eq!(
             service

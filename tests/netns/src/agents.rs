@@ -61,7 +61,8 @@ impl Agents {
     }
 }
 
-/// An EndpointSlice of a Service with one unnamed port: pods, with the number of their node.
+/// An EndpointSlice of a Service with one unnamed port: pods, with the number of their node. Those of the first node
+/// belong to the Deployment `web`, the others to `canary`.
 pub fn slice(
     service: &ObjectName,
     v4: bool,
@@ -76,6 +77,7 @@ pub fn slice(
         };
         SliceEndpoint {
             node: Some(format!("node{node}")),
+            pod: Some(if *node == 1 { "web-1" } else { "canary-1" }.to_owned()),
             ..SliceEndpoint::at(ip)
         }
     };

@@ -7,7 +7,9 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use node_agent_model::{Change, ObjectName, Protocol, Service, ServicePort, TrafficPolicy};
+use node_agent_model::{
+    Algorithm, Change, ObjectName, PodShare, Protocol, Service, ServicePort, TrafficPolicy,
+};
 use tests_netns::{Agents, slice};
 use tests_testkit::{
     Cluster, Pod, is_root, skip,
@@ -223,5 +225,60 @@ fn without_backends_everybody_is_refused_at_once_and_dropped_under_a_local_polic
     for addr in addresses {
         let dropped = stage.cluster.outside.run(|| kind(ask_udp(addr, 10)));
         assert_eq!(dropped, ErrorKind::WouldBlock, "{addr}");
+    }
+}
+
+#[test]
+fn a_client_keeps_its_backend_at_the_socket_by_packets_and_from_outside() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let mut stage = Stage::new();
+    for algorithm in [Algorithm::RoundRobin, Algorithm::Maglev] {
+        let sticky = Service {
+            affinity_seconds: 600,
+            algorithm: Some(algorithm),
+            ..service(TrafficPolicy::Cluster)
+        };
+        stage.serve(sticky, &[0, 1]);
+        for vip in vips() {
+            let tcp = || [(); 6].map(|()| ask_tcp(vip).unwrap().name);
+            let udp = || [(); 6].map(|()| ask_udp(vip, 10).unwrap().name);
+            let outside = &stage.cluster.outside;
+            for names in [
+                stage.clients[0].run(tcp),
+                stage.clients[0].run(udp),
+                outside.run(tcp),
+                outside.run(udp),
+            ] {
+                let names: BTreeSet<String> = names.into();
+                assert_eq!(names.len(), 1, "{algorithm:?} {vip}: {names:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_canary_gets_its_share_of_the_connections() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let mut stage = Stage::new();
+    let canary = Service {
+        shares: PodShare::parse_list("canary=5").unwrap(),
+        ..service(TrafficPolicy::Cluster)
+    };
+    stage.serve(canary, &[0, 1]);
+    for vip in vips() {
+        let name = |answer: std::io::Result<tests_testkit::traffic::Answer>| answer.unwrap().name;
+        let at_the_socket = stage.clients[0].run(|| [(); 40].map(|()| name(ask_tcp(vip))));
+        let by_packets = stage
+            .cluster
+            .outside
+            .run(|| [(); 40].map(|()| name(ask_udp(vip, 10))));
+        for names in [at_the_socket, by_packets] {
+            let share = names.iter().filter(|name| *name == "backend1").count();
+            assert_eq!(share, 2, "{vip}: 5 % of 40");
+        }
     }
 }

@@ -14,6 +14,7 @@ const MAX_BACKENDS: u32 = 64;
 pub enum Protocol {
     Tcp,
     Udp,
+    Sctp,
 }
 
 /// An address that clients ask for.
@@ -42,6 +43,7 @@ impl Protocol {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
+            Self::Sctp => 132,
         }
     }
 }
@@ -57,7 +59,8 @@ impl ServiceSpec {
         Self::cluster_ip(addr, Protocol::Udp, backends)
     }
 
-    fn cluster_ip(
+    /// A ClusterIP for one protocol.
+    pub fn cluster_ip(
         addr: SocketAddr,
         protocol: Protocol,
         backends: impl IntoIterator<Item = SocketAddr>,

@@ -8,6 +8,7 @@ mod nat;
 mod overlay;
 mod refused;
 mod robustness;
+mod sctp;
 mod services;
 mod support;
 mod wrapping;

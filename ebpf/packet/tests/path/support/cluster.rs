@@ -191,9 +191,9 @@ where
         self.set_frontend(addr, port, frontend);
     }
 
-    /// For TCP and UDP.
+    /// For TCP, UDP and SCTP.
     pub fn set_frontend(&mut self, addr: A, port: u16, frontend: Frontend) {
-        for protocol in [6, 17] {
+        for protocol in [6, 17, 132] {
             let key = FrontendKey {
                 addr,
                 port_be: port.to_be(),
