@@ -39,7 +39,7 @@ pub use cgroup::Cgroup;
 pub use cluster::Cluster;
 pub use netns::{NetNs, VethEnd};
 pub use node::Node;
-pub use plan::{NodeAddresses, SERVICE_CIDRS, vxlan_peer};
+pub use plan::{NodeAddresses, SERVICE_CIDRS, Wrapping};
 pub use pod::Pod;
 pub use service::{Frontend, Protocol, ServiceSpec};
 pub use skip::{is_root, skip};

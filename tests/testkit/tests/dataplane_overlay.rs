@@ -11,7 +11,7 @@ use std::{
 };
 
 use tests_testkit::{
-    Cluster, Pod, ServiceSpec, is_root, skip,
+    Cluster, Node, Pod, ServiceSpec, Wrapping, is_root, skip,
     traffic::{Server, ask_tcp, ask_udp},
 };
 
@@ -28,7 +28,7 @@ fn addresses(pod: &Pod, port: u16) -> [SocketAddr; 2] {
 }
 
 fn drops(cluster: &Cluster) -> Vec<(u8, &'static str, u64)> {
-    let of_node = |node: &tests_testkit::Node| {
+    let of_node = |node: &Node| {
         let drops = node.maps().drops().unwrap();
         let number = node.addresses.number;
         drops
@@ -226,16 +226,56 @@ fn a_stream_arrives_whole_with_and_without_segmentation_offload() {
 }
 
 #[test]
+fn every_way_of_wrapping_carries_datagrams_fragments_and_streams() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let (cluster, [a, b]) = two_pods();
+    let bytes = noise(8 << 20);
+    for wrapping in Wrapping::ALL {
+        cluster.wrap(wrapping).unwrap();
+        for (pod, node) in [&a, &b].into_iter().zip(&cluster.nodes) {
+            set_mtu(node, pod, wrapping.mtu(1500));
+        }
+        for addr in addresses(&b, 8080) {
+            let explain = |what: &str| format!("{what} to {addr} by {wrapping:?}");
+            assert_eq!(
+                stream(&a, &b, addr, addr, &bytes),
+                hash(&bytes),
+                "{}: {:?}",
+                explain("stream"),
+                drops(&cluster)
+            );
+            let _udp = b.run(|| Server::udp(addr, "udp")).unwrap();
+            for length in [0, 1, 1300, 20000] {
+                let answer = a.run(|| ask_udp(addr, length)).unwrap_or_else(|error| {
+                    panic!("{}: {error}: {:?}", explain("UDP"), drops(&cluster))
+                });
+                assert_eq!(
+                    answer.client.ip(),
+                    a.ip_for(addr.ip()),
+                    "{}",
+                    explain("UDP")
+                );
+            }
+        }
+    }
+    assert_eq!(drops(&cluster), []);
+}
+
+fn set_mtu(node: &Node, pod: &Pod, mtu: u32) {
+    pod.netns().ip(&format!("link set eth0 mtu {mtu}")).unwrap();
+    let host_side = format!("link set {} mtu {mtu}", pod.ifname());
+    node.netns().ip(&host_side).unwrap();
+}
+
+#[test]
 fn a_pod_that_sends_too_long_packets_is_told_the_mtu() {
     if !is_root() {
         return skip("needs root");
     }
     let (cluster, [a, b]) = two_pods();
-    a.netns().ip("link set eth0 mtu 1500").unwrap();
-    cluster.nodes[0]
-        .netns()
-        .ip(&format!("link set {} mtu 1500", a.ifname()))
-        .unwrap();
+    set_mtu(&cluster.nodes[0], &a, 1500);
     for addr in addresses(&b, 8080) {
         let _udp = b.run(|| Server::udp(addr, "udp")).unwrap();
         // The first packet is too long for the overlay and lost; its sender learns why, and cuts the next.
