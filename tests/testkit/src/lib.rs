@@ -37,7 +37,7 @@ mod unique;
 pub use bpffs::Bpffs;
 pub use cgroup::Cgroup;
 pub use cluster::Cluster;
-pub use netns::{NetNs, VethEnd};
+pub use netns::{NetNs, VethEnd, mac_text};
 pub use node::Node;
 pub use plan::{NodeAddresses, SERVICE_CIDRS, Wrapping};
 pub use pod::Pod;
