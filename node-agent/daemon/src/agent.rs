@@ -8,8 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, anyhow, bail};
-use node_agent_host::{Ipam, Network, Uplink, bpffs_mounted, cgroup2_root, mount_bpffs};
-use node_agent_kubelet::PodWiring;
+use node_agent_host::{Ipam, Network, PodWiring, Uplink, bpffs_mounted, cgroup2_root, mount_bpffs};
 use node_agent_maps::{Attached, Dataplane, Options as DataplaneOptions, Program};
 use node_agent_model::ChangeId;
 use node_agent_overlay::{Mode, Overlay, OverlayOptions, VtepMac};
@@ -26,7 +25,7 @@ use crate::own_node::{Assigned, OwnNode};
 use crate::pods::Pods;
 use crate::readiness::Readiness;
 use crate::streams::Streams;
-use crate::{client, collect, events, host, http, kubelet, pods, scrape};
+use crate::{client, cni, collect, events, host, http, kubelet, pods, scrape};
 
 /// The source of what the agent finds on its own machine.
 const HOST_SOURCE: &str = "this host";
@@ -113,8 +112,7 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     spawn(
         &mut tasks,
         "host routes",
-        // A socket of its own: the kernel runs one listing at a time on each.
-        prefixes.follow(Network::connect()?, host, flags.service_cidr.clone()),
+        prefixes.follow(network.clone(), host, flags.service_cidr.clone()),
     );
     spawn(
         &mut tasks,
@@ -122,15 +120,16 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
         collect::run(dataplane.maps().clone(), collect_metrics),
     );
     own_node.changed();
-    if let Some(kubelet) = kubelet {
-        let hook = Arc::new(Pods { handle, dataplane });
-        let wiring = PodWiring {
-            network,
-            ipam,
-            mtu: overlay.mtu(),
-            hook,
-        };
-        spawn(&mut tasks, "kubelet", kubelet.run(wiring));
+    let wiring = PodWiring {
+        network,
+        ipam,
+        mtu: overlay.mtu(),
+        hook: Arc::new(Pods { handle, dataplane }),
+    };
+    match kubelet {
+        Some(kubelet) => spawn(&mut tasks, "kubelet", kubelet.run(wiring)),
+        None if flags.cni => cni::start(&flags, wiring, &readiness, &mut tasks)?,
+        None => {}
     }
     readiness.started();
     first_to_end(tasks).await

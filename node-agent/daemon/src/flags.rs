@@ -68,6 +68,22 @@ pub struct Flags {
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
     pub kubelet: bool,
 
+    /// Serve the CNI plugin and install it, where no kubelet of ours runs; false beside another CNI plugin.
+    #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
+    pub cni: bool,
+
+    /// UNIX socket by which the CNI plugin asks.
+    #[arg(long, value_name = "PATH", default_value = node_agent_cni::DEFAULT_SOCKET)]
+    pub cni_socket: PathBuf,
+
+    /// Where the container runtime looks for CNI plugins.
+    #[arg(long, value_name = "PATH", default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+
+    /// Where the container runtime looks for CNI configurations.
+    #[arg(long, value_name = "PATH", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+
     /// Balance TCP at connect; false: every packet is translated.
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
     pub socket_lb: bool,

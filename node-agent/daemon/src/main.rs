@@ -3,6 +3,7 @@
 
 mod agent;
 mod client;
+mod cni;
 mod collect;
 mod events;
 mod flags;

@@ -7,14 +7,13 @@ use std::sync::Arc;
 use anyhow::Context;
 use async_trait::async_trait;
 use ebpf_abi::Endpoint;
-use node_agent_host::{Ipam, MacAddr, PodLink};
-use node_agent_kubelet::{PodHook, PodNetwork};
+use node_agent_host::{Ipam, MacAddr, PodHook, PodLink, PodNetwork};
 use node_agent_maps::{Attached, Dataplane};
 use node_agent_model::{Change, ChangeId};
 use node_agent_reconcile::Handle;
 use tracing::{debug, info};
 
-/// Called by the kubelet for each pod.
+/// Called for each pod, by the kubelet or for the CNI plugin.
 #[derive(Debug)]
 pub struct Pods {
     pub handle: Handle,

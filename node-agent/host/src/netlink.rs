@@ -3,9 +3,10 @@
 use std::{
     net::IpAddr,
     os::fd::{AsRawFd, BorrowedFd},
+    sync::Arc,
 };
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStream, TryStreamExt};
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkVeth,
     packet_route::{
@@ -14,12 +15,16 @@ use rtnetlink::{
     },
 };
 
+use tokio::sync::Mutex;
+
 use crate::{MacAddr, NetworkError};
 
 /// The rtnetlink connection of the network namespace that the thread was in when it connected.
 #[derive(Clone, Debug)]
 pub struct Network {
     pub(crate) handle: Handle,
+    /// The kernel runs one listing at a time on a socket and refuses a second one with EBUSY.
+    listing: Arc<Mutex<()>>,
 }
 
 /// One side of a veth pair that is to be created.
@@ -53,16 +58,27 @@ impl Network {
     pub fn connect() -> Result<Self, NetworkError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Connect)?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self {
+            handle,
+            listing: Arc::default(),
+        })
+    }
+
+    /// Everything that a listing gives; `start` asks for it.
+    pub(crate) async fn list<T, S>(
+        &self,
+        start: impl FnOnce(&Handle) -> S,
+    ) -> Result<Vec<T>, rtnetlink::Error>
+    where
+        S: TryStream<Ok = T, Error = rtnetlink::Error>,
+    {
+        let _one_at_a_time = self.listing.lock().await;
+        start(&self.handle).try_collect().await
     }
 
     pub(crate) async fn links(&self) -> Result<Vec<Link>, NetworkError> {
         let messages: Vec<LinkMessage> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
+            .list(|handle| handle.link().get().execute())
             .await
             .map_err(failed("list the interfaces"))?;
         Ok(messages.into_iter().map(Link::from).collect())
@@ -189,12 +205,11 @@ impl Network {
     }
 
     pub(crate) async fn addresses(&self, index: u32) -> Result<Vec<AddressMessage>, NetworkError> {
-        self.handle
-            .address()
-            .get()
-            .set_link_index_filter(index)
-            .execute()
-            .try_collect()
+        let start = |handle: &Handle| {
+            let request = handle.address().get().set_link_index_filter(index);
+            request.execute()
+        };
+        self.list(start)
             .await
             .map_err(failed(format!("list the addresses of interface {index}")))
     }

@@ -51,6 +51,11 @@ pub const TOOLS: &[Package] = &[
         purpose: "container images of the tests",
     },
     Package {
+        names: &["containernetworking-plugins"],
+        shown_by: Evidence::File("/usr/lib/cni/ptp"),
+        purpose: "CNI plugins that ours is compared with",
+    },
+    Package {
         names: &["nftables"],
         shown_by: Evidence::Program("nft"),
         purpose: "shows that no rule was made",
