@@ -11,7 +11,8 @@ use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkVeth,
     packet_route::{
         address::{AddressAttribute, AddressFlags, AddressMessage},
-        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
+        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     },
 };
 
@@ -46,6 +47,8 @@ pub(crate) struct Link {
     /// The interface index of the other side of a veth pair, in the namespace of that side.
     pub peer_index: Option<u32>,
     pub is_veth: bool,
+    /// Set up by an administrator, whatever the carrier says.
+    pub is_up: bool,
 }
 
 impl Network {
@@ -214,6 +217,26 @@ impl Network {
             .map_err(failed(format!("list the addresses of interface {index}")))
     }
 
+    /// The neighbours of an interface that were set for ever.
+    pub(crate) async fn neighbours(&self, index: u32) -> Result<Vec<IpAddr>, NetworkError> {
+        let messages: Vec<NeighbourMessage> = self
+            .list(|handle| handle.neighbours().get().execute())
+            .await
+            .map_err(failed(format!("list the neighbours of interface {index}")))?;
+        let permanent = messages.into_iter().filter(|message| {
+            message.header.ifindex == index && message.header.state == NeighbourState::Permanent
+        });
+        let address = |message: NeighbourMessage| {
+            let mut attributes = message.attributes.into_iter();
+            attributes.find_map(|attribute| match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(ip.into()),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(ip.into()),
+                _ => None,
+            })
+        };
+        Ok(permanent.filter_map(address).collect())
+    }
+
     /// Makes `address` resolve to `mac` for ever, so that neither ARP nor NDP is sent for it.
     pub(crate) async fn set_neighbour(
         &self,
@@ -244,6 +267,7 @@ impl From<LinkMessage> for Link {
             alias: None,
             peer_index: None,
             is_veth: false,
+            is_up: message.header.flags.contains(LinkFlags::Up),
         };
         for attribute in message.attributes {
             match attribute {

@@ -285,6 +285,7 @@ mod tests {
             alias: Some(alias.to_owned()),
             peer_index: Some(2),
             is_veth: true,
+            is_up: true,
         }
     }
 
