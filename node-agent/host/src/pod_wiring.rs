@@ -1,7 +1,15 @@
 //! A pod's whole way into the network: its addresses, its link, and what the dataplane is told, in the one order in
 //! which a crash at any point leaks nothing.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 use anyhow::Context;
 use async_trait::async_trait;
@@ -46,8 +54,8 @@ pub trait PodHook: Send + Sync + 'static {
 pub struct PodWiring {
     pub network: Network,
     pub ipam: Arc<Ipam>,
-    /// MTU of the pods' links in bytes: the underlay's, less 50 with an overlay over IPv4.
-    pub mtu: u32,
+    /// MTU of the links of pods that are wired from now on, in bytes: it follows the underlay's.
+    pub mtu: Arc<AtomicU32>,
     pub hook: Arc<dyn PodHook>,
 }
 
@@ -71,7 +79,7 @@ impl PodWiring {
             device: POD_DEVICE.to_owned(),
             ips: self.ipam.addresses(uid),
             gateways: self.ipam.cidrs().iter().map(PodCidr::gateway).collect(),
-            mtu: self.mtu,
+            mtu: self.mtu.load(Ordering::Relaxed),
             sysctls: BTreeMap::new(),
         }
     }

@@ -46,6 +46,7 @@ impl Agent {
             format!("--cni-socket={}", path("cni.sock")),
             format!("--cni-bin-dir={}", path("bin")),
             format!("--cni-conf-dir={}", path("net.d")),
+            format!("--subnet-env={}", path("subnet.env")),
         ];
         let mut agent = Self {
             name: name.to_owned(),
@@ -94,6 +95,19 @@ impl Agent {
         child.kill()?;
         child.wait()?;
         Ok(())
+    }
+
+    /// Its process.
+    ///
+    /// # Errors
+    ///
+    /// When it does not run (any more).
+    pub fn pid(&mut self) -> Result<u32> {
+        let child = self.child.as_mut().context("the agent does not run")?;
+        if let Some(status) = child.try_wait()? {
+            bail!("the agent ended with {status}:\n{}", self.log());
+        }
+        Ok(self.child.as_ref().context("the agent does not run")?.id())
     }
 
     /// Waits until it says that it is ready.
