@@ -11,7 +11,9 @@ use std::{
 use anyhow::{Context, Result};
 use ebpf_abi::{config_flag, maps as names};
 use ipnetwork::IpNetwork;
-use node_agent_host::{HostDevice, HostDeviceSpec, Network, PodLinkSpec, apply_host_sysctls};
+use node_agent_host::{
+    HostDevice, HostDeviceSpec, Network, POD_DEVICE, PodLinkSpec, apply_host_sysctls,
+};
 use node_agent_maps::{Attached, Dataplane, Maps, Options};
 use node_agent_model::{MapOp, MapSink};
 
@@ -183,9 +185,11 @@ impl Node {
             uid: name.clone(),
             namespace: "default".into(),
             name,
+            device: POD_DEVICE.into(),
             ips: vec![ipv4.into(), ipv6.into()],
             gateways: vec![addresses.pod_v4(1).into(), addresses.pod_v6(1).into()],
             mtu: self.underlay_mtu - OVERHEAD,
+            sysctls: BTreeMap::new(),
         };
         let path = netns.path();
         let link = self
