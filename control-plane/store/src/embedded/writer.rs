@@ -3,7 +3,7 @@
 //! Whoever waits while an `fsync` runs is in the next batch, so the throughput grows with the number of writers
 //! and a lone writer waits for nobody.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -72,35 +72,6 @@ struct Gathered {
 }
 
 type Reply = oneshot::Sender<Result<TxnResponse>>;
-
-/// # Errors
-/// What is wrong with the transaction, whatever the store holds.
-pub(super) fn check(txn: &Txn, limit: usize) -> Result<()> {
-    let mut changed = HashSet::new();
-    for op in &txn.then {
-        if !changed.insert(op.key()) {
-            return Err(StoreError::DuplicateKey {
-                key: op.key().clone(),
-            });
-        }
-        let size = op_size(op);
-        if size > limit {
-            return Err(StoreError::TooLarge {
-                key: op.key().clone(),
-                size,
-                limit,
-            });
-        }
-    }
-    Ok(())
-}
-
-fn op_size(op: &Op) -> usize {
-    match op {
-        Op::Put { key, value } => key.len() + value.len(),
-        Op::Delete { key } => key.len(),
-    }
-}
 
 impl Writer {
     pub(super) fn new(
@@ -273,7 +244,7 @@ fn gather(first: Option<Request>, inbox: &Receiver<Request>) -> Gathered {
     while let Some(request) = next {
         match request {
             Request::Txn { txn, reply } => {
-                bytes += txn.then.iter().map(op_size).sum::<usize>();
+                bytes += txn.then.iter().map(Op::size).sum::<usize>();
                 gathered.txns.push(txn);
                 gathered.replies.push(reply);
             }
