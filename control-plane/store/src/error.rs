@@ -70,6 +70,9 @@ pub enum StoreError {
     #[error("the store {path:?} is there already, and nothing is ever written over it")]
     Exists { path: PathBuf },
 
+    #[error("key {key:?} is there already")]
+    Occupied { key: Key },
+
     #[error("the store is closed")]
     Closed,
 

@@ -6,10 +6,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backup;
 pub mod conformance;
 pub mod embedded;
 mod error;
 pub mod etcd;
+pub mod snapshot;
 mod types;
 
 use async_trait::async_trait;
@@ -18,6 +20,7 @@ use futures::stream::BoxStream;
 pub use embedded::EmbeddedStore;
 pub use error::{Result, StoreError};
 pub use etcd::EtcdStore;
+pub use snapshot::Snapshot;
 pub use types::{
     Compare, Event, EventKind, GetResponse, Key, KeyRange, KeyValue, Op, OpResult, RangeResponse,
     Revision, Txn, TxnResponse, WatchBatch,

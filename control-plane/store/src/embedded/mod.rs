@@ -3,6 +3,7 @@
 //! One thread owns all writing and shares each `fsync` among the transactions that wait for it (group commit).
 //! Reads and watches never touch the disk.
 
+mod create;
 mod disk;
 mod mvcc;
 mod watcher;

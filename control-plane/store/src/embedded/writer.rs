@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
-use super::disk::{Compaction, Disk};
+use super::disk::{self, Compaction, Disk};
 use super::mvcc::{Change, Mvcc};
 use super::{Retention, Shared};
 use crate::{
@@ -44,7 +44,13 @@ pub(super) struct Writer {
     retention: Retention,
     published: watch::Sender<Revision>,
     /// Why the disk takes no more writes: after a failed commit its state is unknown.
-    failed: Option<String>,
+    failed: Option<Failed>,
+}
+
+/// Why a commit failed.
+struct Failed {
+    cause: String,
+    disk_full: bool,
 }
 
 /// Transactions decided on top of `base` but not yet durable.
@@ -136,7 +142,8 @@ impl Writer {
                 }
             }
             Err(error) => {
-                tracing::error!(%error, cause = self.failed, "store commit failed");
+                let cause = self.failed.as_ref().map(|failed| &failed.cause);
+                tracing::error!(%error, cause, "store commit failed");
                 for reply in replies {
                     let _ = reply.send(Err(self.failure()));
                 }
@@ -192,7 +199,10 @@ impl Writer {
         }
         let begun = Instant::now();
         if let Err(error) = self.disk.write(changes, compact) {
-            self.failed = Some(error.to_string());
+            self.failed = Some(Failed {
+                cause: error.to_string(),
+                disk_full: disk::is_full(&error),
+            });
             return Err(self.failure());
         }
         let took = begun.elapsed();
@@ -226,10 +236,15 @@ impl Writer {
     }
 
     fn failure(&self) -> StoreError {
+        let path = self.shared.path.clone();
         match &self.failed {
-            Some(cause) => StoreError::Write {
-                path: self.shared.path.clone(),
-                source: cause.clone().into(),
+            Some(failed) if failed.disk_full => StoreError::DiskFull {
+                path,
+                source: failed.cause.clone().into(),
+            },
+            Some(failed) => StoreError::Write {
+                path,
+                source: failed.cause.clone().into(),
             },
             None => StoreError::Closed,
         }
