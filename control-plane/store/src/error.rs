@@ -79,7 +79,9 @@ pub enum StoreError {
     #[error("a key is empty; give every key at least one byte")]
     EmptyKey,
 
-    #[error("none of the etcd servers {servers} answers; check --etcd-servers, and that they run")]
+    #[error(
+        "none of the etcd servers {servers} answers; check --etcd-servers, that they run, and with https the certificates"
+    )]
     Unreachable {
         /// Their client URLs, with commas between.
         servers: String,

@@ -113,9 +113,14 @@ impl LocalEtcd {
 
     /// Waits until the member answers, with a leader.
     pub async fn wait_for(&self, at: usize) {
+        Self::wait(&self.options_of(at)).await;
+    }
+
+    /// Waits until one of these members answers, with a leader.
+    pub async fn wait(options: &Options) {
         let begun = Instant::now();
         loop {
-            match EtcdStore::connect(self.options_of(at)).await {
+            match EtcdStore::connect(options.clone()).await {
                 Ok(_) => return,
                 Err(error) => assert!(begun.elapsed() < PATIENCE, "etcd does not start: {error}"),
             }
