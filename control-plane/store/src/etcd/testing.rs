@@ -132,6 +132,13 @@ impl LocalEtcd {
         self.members[at].kill();
     }
 
+    /// Ends a member and takes its data away.
+    pub fn wipe(&mut self, at: usize) {
+        self.kill(at);
+        let data = self.folder.path().join(&self.members[at].name);
+        std::fs::remove_dir_all(data).expect("the member had data");
+    }
+
     /// Starts a member again on the data that it had.
     pub fn revive(&mut self, at: usize) {
         let data = self.folder.path().join(&self.members[at].name);

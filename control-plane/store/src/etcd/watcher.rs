@@ -28,6 +28,8 @@ pub(super) struct Watcher {
     next: Revision,
     /// Until this revision is reported, the replay of the past is not over.
     past: Revision,
+    /// The newest revision that surely happened.
+    known: Revision,
     open: Option<Open>,
     pause: Duration,
 }
@@ -57,6 +59,7 @@ impl Watcher {
             prefix: prefix.into(),
             next: from,
             past: now,
+            known: now,
             open: None,
             pause: FIRST_PAUSE,
         }
@@ -120,7 +123,7 @@ impl Watcher {
 
     /// A cluster that was put back to an older state would hand out revisions again that were delivered already.
     async fn check_order(&mut self) -> Result<()> {
-        let seen = self.past.min(self.next - 1);
+        let seen = self.known;
         match self.requests.revision().await {
             Ok(current) if current < seen => Err(StoreError::WentBack { seen, current }),
             Ok(_) => Ok(()),
@@ -210,6 +213,7 @@ impl Watcher {
         }
         let replayed = self.next <= self.past && self.past <= seen;
         self.next = seen + 1;
+        self.known = self.known.max(seen);
         Ok((replayed || !events.is_empty()).then_some(WatchBatch {
             events,
             revision: seen,
