@@ -49,6 +49,7 @@ async fn store(etcd: &LocalEtcd, first: usize) -> Arc<dyn Store> {
     servers.rotate_left(first);
     let options = Options {
         servers,
+        patience: Duration::from_secs(3),
         ..etcd.options()
     };
     Arc::new(EtcdStore::connect(options).await.unwrap())

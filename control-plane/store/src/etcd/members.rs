@@ -1,6 +1,6 @@
 //! The members of an etcd cluster: requests go to one of them until it fails, then to the next.
 //!
-//! Reads are tried again on other members for as long as [`PATIENCE`] lasts. A write is tried again only when it was
+//! Reads are tried again on other members for as long as the patience lasts. A write is tried again only when it was
 //! surely not done, so nothing is ever written twice.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,18 +12,14 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::fault::{Fault, FaultKind};
 
-/// One attempt of a read.
-const READ_TIMEOUT: Duration = Duration::from_secs(4);
-/// One attempt of a write: longer than the 7 s after which etcd itself says that it could not.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long failed attempts are repeated; an election takes a second or two.
-const PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
 
 pub(super) struct Members {
     members: Vec<Member>,
     options: ConnectOptions,
+    /// How long a request is tried.
+    patience: Duration,
     /// Where requests go now.
     current: AtomicUsize,
 }
@@ -41,7 +37,7 @@ enum Repeat {
 }
 
 impl Members {
-    pub(super) fn new(urls: &[String], options: ConnectOptions) -> Self {
+    pub(super) fn new(urls: &[String], options: ConnectOptions, patience: Duration) -> Self {
         let members = urls.iter().map(|url| Member {
             url: url.clone(),
             client: OnceCell::new(),
@@ -49,6 +45,7 @@ impl Members {
         Self {
             members: members.collect(),
             options,
+            patience,
             current: AtomicUsize::new(0),
         }
     }
@@ -65,7 +62,9 @@ impl Members {
         F: Fn(Client) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
-        self.repeat(READ_TIMEOUT, Repeat::Always, request).await
+        // So short that a second member gets its chance.
+        let limit = self.patience * 2 / 5;
+        self.repeat(limit, Repeat::Always, request).await
     }
 
     /// Has one member write, another one only if the first surely did not.
@@ -74,7 +73,7 @@ impl Members {
         F: Fn(Client) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
-        self.repeat(WRITE_TIMEOUT, Repeat::IfNotDone, request).await
+        self.repeat(self.patience, Repeat::IfNotDone, request).await
     }
 
     /// One attempt at the member that requests go to now, and which one that is.
@@ -124,7 +123,7 @@ impl Members {
         F: Fn(Client) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         let mut pause = FIRST_PAUSE;
         loop {
             let fault = match self.once(limit, &request).await.1 {

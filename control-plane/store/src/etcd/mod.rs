@@ -49,6 +49,9 @@ pub struct Options {
     /// History is compacted once it is this old (kube-apiserver's `--etcd-compaction-interval`); `None` leaves it to
     /// etcd or to somebody else.
     pub retention: Option<Duration>,
+    /// How long a request is tried. By default 10 s: longer than the 7 s after which etcd says that it could not do a
+    /// write, and than an election.
+    pub patience: Duration,
     /// The largest key and value together, in bytes (etcd's `--max-request-bytes` is 1.5 MiB by default).
     pub max_entry_bytes: usize,
 }
@@ -71,6 +74,7 @@ impl Options {
             tls: None,
             user: None,
             retention: Some(Duration::from_secs(300)),
+            patience: Duration::from_secs(10),
             max_entry_bytes: crate::MAX_ENTRY_BYTES,
         }
     }
@@ -100,15 +104,10 @@ impl EtcdStore {
     /// Connects to a cluster of which at least one member must answer.
     ///
     /// # Errors
-    /// [`StoreError::Unreachable`] when none answers within 10 s, [`StoreError::Refused`] when it does not let us in,
+    /// [`StoreError::Unreachable`] when none answers in time, [`StoreError::Refused`] when it does not let us in,
     /// [`StoreError::TooOld`] before version 3.4.
     pub async fn connect(options: Options) -> Result<Self> {
-        let requests = Requests::new(
-            &options.servers,
-            options.connect_options(),
-            options.max_entry_bytes,
-        );
-        let requests = Arc::new(requests);
+        let requests = Arc::new(Requests::new(&options));
         let version = requests.version().await?;
         if !is_new_enough(&version) {
             return Err(StoreError::TooOld { version });

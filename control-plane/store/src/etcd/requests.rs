@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, GetOptions, WatchOptions, WatchStream};
+use etcd_client::{Client, GetOptions, WatchOptions, WatchStream};
 use tokio::time::timeout;
 
+use super::Options;
 use super::convert;
 use super::fault::{Fault, FaultKind};
 use super::members::Members;
@@ -29,11 +30,12 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    pub(super) fn new(urls: &[String], options: ConnectOptions, max_entry_bytes: usize) -> Self {
+    pub(super) fn new(options: &Options) -> Self {
+        let connect = options.connect_options();
         Self {
-            members: Members::new(urls, options),
+            members: Members::new(&options.servers, connect, options.patience),
             oldest: AtomicU64::new(1),
-            max_entry_bytes,
+            max_entry_bytes: options.max_entry_bytes,
         }
     }
 
