@@ -1,8 +1,17 @@
 //! The store in an etcd cluster, 3.4 or newer, whose revisions, transactions and watches are the model of [`Store`].
 //!
-//! Keys and values stand in etcd as they are given, so `etcdctl get` reads them. Two things are etcd's own business
-//! elsewhere and ours here: old history is compacted ([`Options::retention`]), and a watch follows all keys to know
-//! how far it is.
+//! Keys and values stand in etcd as they are given, so `etcdctl get` reads them. Where the two models differ:
+//!
+//! | the store | etcd |
+//! |---|---|
+//! | `compact(R)` keeps R with what was before each of its changes | compaction to R - 1, which needs R - 1 for that |
+//! | the oldest revision | one after the compacted one, which a watch from before is told |
+//! | revision 0 is before everything | 0 is now, so 1 is asked for |
+//! | the empty key, and the end of everything | `\0`, in either place |
+//! | how far a watch is | every key is watched, so each revision shows up |
+//! | the key after a put | made of the key before, which etcd tells, and the transaction's revision |
+//!
+//! Old history is compacted by [`Options::retention`].
 
 mod convert;
 mod fault;

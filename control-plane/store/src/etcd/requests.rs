@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// An answer has at most so many keys; a longer range is read in parts, all of one revision.
-const PAGE: usize = 1_000;
+const PAGE: usize = 2_000;
 /// How long a member takes to say that a watch is made, or that its past is compacted.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(5);
 
