@@ -87,11 +87,12 @@ impl Metrics {
 }
 
 /// The maps that the reconciler owns.
-const RECONCILED: [&str; 12] = [
+const RECONCILED: [&str; 13] = [
     maps::CONFIG,
     maps::FRONTEND4,
     maps::FRONTEND6,
     maps::SERVICE,
+    maps::SERVICE_NAME,
     maps::SLOT,
     maps::BACKEND4,
     maps::BACKEND6,
@@ -125,6 +126,7 @@ fn map_of(op: &MapOp) -> &'static str {
         MapOp::Config(_) => maps::CONFIG,
         MapOp::Slots { .. } => maps::SLOT,
         MapOp::Service { .. } => maps::SERVICE,
+        MapOp::ServiceName { .. } => maps::SERVICE_NAME,
         MapOp::Peer { .. } => maps::PEER,
     }
 }
