@@ -79,6 +79,13 @@ pub(crate) fn map_name(fd: BorrowedFd<'_>) -> io::Result<String> {
     Ok(String::from_utf8_lossy(name).into_owned())
 }
 
+/// The bytes that the kernel has allocated for a map, if it tells them.
+pub(crate) fn map_memory(fd: BorrowedFd<'_>) -> io::Result<Option<u64>> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let memory = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+    Ok(memory.and_then(|bytes| bytes.trim().parse().ok()))
+}
+
 pub(crate) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
     object_by_id(Command::MapGetFdById, id)
 }
