@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Parser, Subcommand};
 
-use crate::{filter::Condition, output::Format};
+use crate::{filter::Condition, output::Format, trace::Flow};
 
 /// What Fairlead's dataplane on this node holds and does.
 #[derive(Debug, Parser)]
@@ -45,6 +45,8 @@ pub enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// What the dataplane would do with a packet, and why; nothing is sent or changed.
+    Trace(Flow),
     /// The maps: what each is and how full.
     Maps,
 }

@@ -11,6 +11,7 @@ mod map;
 mod output;
 mod service;
 mod status;
+mod trace;
 mod view;
 mod words;
 
@@ -51,6 +52,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write) -> Res
             output::write(&conntrack::list(&maps()?, filter)?, format, out)
         }
         Command::Drops { all } => output::write(&drops::read(&maps()?, *all)?, format, out),
+        Command::Trace(flow) => {
+            output::write(&trace::run(&maps()?, &args.pin_dir, flow)?, format, out)
+        }
         Command::Maps => output::write(&map::read(&maps()?)?, format, out),
     }
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod reading;
+mod trace;
 
 use std::{ffi::OsString, net::SocketAddr, path::Path};
 
