@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Parser, Subcommand};
 
-use crate::{filter::Condition, output::Format, trace::Flow};
+use crate::{cleanup, filter::Condition, output::Format, trace::Flow};
 
 /// What Fairlead's dataplane on this node holds and does.
 #[derive(Debug, Parser)]
@@ -47,6 +47,8 @@ pub enum Command {
     },
     /// What the dataplane would do with a packet, and why; nothing is sent or changed.
     Trace(Flow),
+    /// Removes every trace of the dataplane from this node, and says what went.
+    Cleanup(cleanup::Options),
     /// The maps: what each is and how full.
     Maps,
 }

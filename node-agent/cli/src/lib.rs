@@ -4,6 +4,7 @@
 
 mod args;
 mod backend;
+mod cleanup;
 mod conntrack;
 mod drops;
 mod filter;
@@ -54,6 +55,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write) -> Res
         Command::Drops { all } => output::write(&drops::read(&maps()?, *all)?, format, out),
         Command::Trace(flow) => {
             output::write(&trace::run(&maps()?, &args.pin_dir, flow)?, format, out)
+        }
+        Command::Cleanup(options) => {
+            output::write(&cleanup::run(&args.pin_dir, options)?, format, out)
         }
         Command::Maps => output::write(&map::read(&maps()?)?, format, out),
     }

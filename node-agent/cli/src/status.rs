@@ -174,7 +174,7 @@ fn node(config: &Config) -> Node {
     }
 }
 
-fn target(target: LinkTarget) -> String {
+pub fn target(target: LinkTarget) -> String {
     match target {
         LinkTarget::Interface { ifindex } => interface(ifindex),
         LinkTarget::Cgroup { id } => format!("cgroup {id}"),

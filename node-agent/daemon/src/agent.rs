@@ -9,8 +9,10 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, anyhow, bail};
-use node_agent_host::{Ipam, Network, PodWiring, Uplink, bpffs_mounted, cgroup2_root, mount_bpffs};
-use node_agent_maps::{Attached, Dataplane, Options as DataplaneOptions, Program};
+use node_agent_host::{
+    Ipam, Network, PodWiring, Uplink, bpffs_mounted, cgroup2_root, kube_proxy_rules, mount_bpffs,
+};
+use node_agent_maps::{Attached, Dataplane, Options as DataplaneOptions, PinLock, Program};
 use node_agent_model::ChangeId;
 use node_agent_overlay::{Attributes, Backend, Mode, Overlay, OverlayOptions, OwnLease, VtepMac};
 use node_agent_reconcile::{Handle, Metrics, Options, Reconciler};
@@ -18,7 +20,7 @@ use node_agent_reflect::SOURCES;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{debug, info, warn};
 
 use crate::collect::CollectMetrics;
 use crate::events::{self, Recorder};
@@ -44,7 +46,9 @@ const BPFFS: &str = "/sys/fs/bpf";
 pub async fn run(flags: Flags) -> anyhow::Result<()> {
     let readiness = Arc::new(Readiness::default());
     readiness.stage("loading the programs");
-    let dataplane = Arc::new(open_dataplane(flags.pin_dir.clone()).await?);
+    let (_lock, dataplane) = open_dataplane(flags.pin_dir.clone()).await?;
+    let dataplane = Arc::new(dataplane);
+    tell_of_kube_proxy().await?;
     let mut registry = Registry::default();
     let ours = registry.sub_registry_with_prefix("fairlead");
     let metrics = Counted {
@@ -83,9 +87,16 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     source.write_subnet_env(&flags.subnet_env, &own, overlay.mtu())?;
 
     readiness.stage("wiring the host");
-    let host = host::wire(&network, uplink, &own.subnets, overlay.mtu()).await?;
+    let host = host::wire(
+        &network,
+        uplink,
+        &own.subnets,
+        overlay.mtu(),
+        &flags.state_dir,
+    )
+    .await?;
     let ipam = Arc::new(Ipam::open(
-        &flags.state_dir.join("leases"),
+        &node_agent_host::lease_dir(&flags.state_dir),
         host.pod_cidrs.clone(),
     )?);
     let handle = start_reconciler(&flags, &dataplane, metrics.reconcile, &mut tasks)?;
@@ -243,17 +254,34 @@ async fn first_to_end(mut tasks: Tasks) -> anyhow::Result<()> {
 }
 
 /// Loading makes the kernel verify the programs, which blocks for a while.
-async fn open_dataplane(pin_dir: std::path::PathBuf) -> anyhow::Result<Dataplane> {
+async fn open_dataplane(pin_dir: std::path::PathBuf) -> anyhow::Result<(PinLock, Dataplane)> {
     let bpffs = Path::new(BPFFS);
     if pin_dir.starts_with(bpffs) && bpffs.is_dir() && !bpffs_mounted(bpffs)? {
         mount_bpffs(bpffs)?;
         info!(path = BPFFS, "mounted a bpffs");
     }
     let opened = tokio::task::spawn_blocking(move || {
-        Dataplane::open(&pin_dir, &DataplaneOptions::default())
+        let lock = PinLock::acquire(&pin_dir)?;
+        let dataplane = Dataplane::open(&pin_dir, &DataplaneOptions::default())?;
+        Ok::<_, node_agent_maps::Error>((lock, dataplane))
     })
     .await?;
     opened.context("opening the dataplane")
+}
+
+/// Two proxies would translate the same packets: the operator must know of the other one.
+async fn tell_of_kube_proxy() -> anyhow::Result<()> {
+    let rules = tokio::task::spawn_blocking(kube_proxy_rules).await?;
+    for found in rules.found {
+        warn!(
+            found,
+            "a kube-proxy's rules are on this node: stop it, then remove them with `kube-proxy --cleanup`"
+        );
+    }
+    for unseen in rules.unseen {
+        debug!(unseen, "rules of a kube-proxy could not be looked for");
+    }
+    Ok(())
 }
 
 fn overlay(

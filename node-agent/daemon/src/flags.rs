@@ -126,7 +126,7 @@ pub struct Flags {
     pub listen: SocketAddr,
 
     /// Where leases of pod addresses and volumes are kept.
-    #[arg(long, value_name = "PATH", default_value = "/var/lib/fairlead")]
+    #[arg(long, value_name = "PATH", default_value = node_agent_host::STATE_DIR)]
     pub state_dir: PathBuf,
 }
 

@@ -1,6 +1,7 @@
 //! `fairlead` on the pinned maps of real nodes with real connections, no agent running.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod cleanup;
 mod reading;
 mod trace;
 
