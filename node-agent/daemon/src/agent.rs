@@ -32,7 +32,7 @@ use crate::pods::{self, Pods};
 use crate::readiness::Readiness;
 use crate::registry::Source;
 use crate::streams::Streams;
-use crate::{client, cni, collect, host, http, kubelet, own_node, scrape};
+use crate::{client, cni, collect, host, http, kubelet, own_node, scrape, service_health};
 
 /// The source of what the agent finds on its own machine.
 const HOST_SOURCE: &str = "this host";
@@ -50,9 +50,10 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     let dataplane = Arc::new(dataplane);
     tell_of_kube_proxy().await?;
     let mut registry = Registry::default();
+    let reconcile = Metrics::register(&mut registry);
     let ours = registry.sub_registry_with_prefix("fairlead");
     let metrics = Counted {
-        reconcile: Metrics::register(ours),
+        reconcile,
         collect: CollectMetrics::register(ours),
         keeper: KeeperMetrics::register(ours),
     };
@@ -166,9 +167,13 @@ impl Started {
         let streams = Streams {
             handle: self.handle.clone(),
             nodes: source.nodes,
+            own: name.clone(),
+            readiness: self.readiness.clone(),
         };
         let client = self.client.clone();
         tasks.spawn(async move { ("watch streams", streams.run(client).await) });
+        let checks = service_health::run(self.handle.health_checks(), self.readiness.clone());
+        spawn(tasks, "health checks of Services", checks);
         let following = Following {
             handle: self.handle.clone(),
             registry: source.registry.clone(),

@@ -17,6 +17,7 @@ mod pods;
 mod readiness;
 mod registry;
 mod scrape;
+mod service_health;
 mod streams;
 
 use std::io::IsTerminal;

@@ -9,12 +9,17 @@ use node_agent_reconcile::Handle;
 use node_agent_reflect::{Message, Reflected, Source};
 use tokio::sync::mpsc;
 
+use crate::readiness::Readiness;
+
 /// Where the messages of the streams go.
 #[derive(Debug)]
 pub struct Streams {
     pub handle: Handle,
     /// Where Nodes are leases.
     pub nodes: Option<Arc<KubeRegistry>>,
+    /// This node's name.
+    pub own: String,
+    pub readiness: Arc<Readiness>,
 }
 
 impl Streams {
@@ -54,6 +59,10 @@ impl Streams {
                 reflected: Reflected::Node { name, node },
                 id,
             } => {
+                if name == self.own {
+                    let leaving = node.as_ref().is_some_and(|node| node.leaving);
+                    self.readiness.set_leaving(leaving);
+                }
                 if let Some(nodes) = &self.nodes {
                     nodes.node(name, node.as_ref(), id).await;
                 }

@@ -1,6 +1,7 @@
 //! One list-and-watch a kind, all into one channel.
 
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -24,6 +25,10 @@ pub enum Source {
 
 /// All of them.
 pub const SOURCES: [Source; 3] = [Source::Services, Source::EndpointSlices, Source::Nodes];
+
+/// When the change of a Pod or Service happened that made the control plane change the object.
+/// <https://kubernetes.io/docs/reference/labels-annotations-taints/#endpoints-kubernetes-io-last-change-trigger-time>
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// What the streams say.
 #[derive(Clone, Debug, PartialEq)]
@@ -159,6 +164,12 @@ fn id_of<K: Kind>(object: &K) -> ChangeId {
     ChangeId {
         uid: meta.uid.clone().unwrap_or_default(),
         resource_version: meta.resource_version.clone().unwrap_or_default(),
+        triggered_at: meta
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(TRIGGER_TIME))
+            .and_then(|text| text.parse::<jiff::Timestamp>().ok())
+            .map(SystemTime::from),
     }
 }
 

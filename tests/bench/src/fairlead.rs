@@ -180,6 +180,7 @@ fn peer(number: u8, mode: Mode) -> Result<[Change; 2]> {
             .into_iter()
             .map(|(key, value)| (key.to_owned(), value))
             .collect(),
+        ..Node::default()
     };
     let (changes, not_a_peer) = overlay(number)?.changes(&node.name, Some(&node));
     match not_a_peer {
