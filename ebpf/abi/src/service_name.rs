@@ -68,7 +68,10 @@ impl ServiceName {
 
 fn filled_up(text: &str) -> [u8; NAME_LEN] {
     let mut bytes = [0; NAME_LEN];
-    let end = text.floor_char_boundary(NAME_LEN);
+    let mut end = text.len().min(NAME_LEN);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
     bytes[..end].copy_from_slice(&text.as_bytes()[..end]);
     bytes
 }

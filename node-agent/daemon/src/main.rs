@@ -18,6 +18,7 @@ mod readiness;
 mod registry;
 mod scrape;
 mod service_health;
+mod static_registry;
 mod streams;
 
 use std::io::IsTerminal;

@@ -15,6 +15,8 @@ pub struct Readiness {
     reconciler: OnceLock<Handle>,
     /// The Node is about to go.
     leaving: AtomicBool,
+    /// Why the last version of the file of Services was not taken.
+    file_error: Mutex<Option<String>>,
 }
 
 /// Passes may fail this long before the agent counts as unhealthy; the kube-proxy's patience is two sync periods of
@@ -52,6 +54,9 @@ impl Readiness {
         if let Some(handle) = self.reconciler.get() {
             reasons.extend(handle.status().not_ready());
         }
+        if !reasons.is_empty() {
+            reasons.extend(self.file_error());
+        }
         reasons
     }
 
@@ -70,6 +75,14 @@ impl Readiness {
         self.is_alive() && self.not_ready().is_empty()
     }
 
+    pub fn set_file_error(&self, error: Option<String>) {
+        let mut now = self
+            .file_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *now = error;
+    }
+
     pub fn set_leaving(&self, leaving: bool) {
         if self.leaving.swap(leaving, Ordering::Relaxed) != leaving {
             info!(leaving, "the Node is about to go, or no longer");
@@ -86,6 +99,15 @@ impl Readiness {
         self.reconciler.get()?.status().updated_at
     }
 
+    fn file_error(&self) -> Option<String> {
+        let error = self
+            .file_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let error = error.as_ref()?;
+        Some(format!("the services file is not taken: {error}"))
+    }
+
     /// What works but not as asked.
     pub fn warnings(&self) -> Vec<String> {
         let Some(status) = self.reconciler.get().map(Handle::status) else {
@@ -99,6 +121,6 @@ impl Readiness {
             .refused
             .into_iter()
             .map(|refusal| format!("{}: map {} is full", refusal.object, refusal.map));
-        error.chain(refused).collect()
+        error.chain(refused).chain(self.file_error()).collect()
     }
 }

@@ -209,6 +209,8 @@ async fn a_failed_batch_is_reported_read_back_and_finished() {
     assert_eq!(maps.state().maps.v4.frontends.len(), 1);
     assert_eq!(handle.status().error, None);
     assert!(text(&registry).contains("fairlead_sync_failures_total 2"));
+    let by_map = "fairlead_map_failures_total{map=\"service_v1\"} 2";
+    assert!(text(&registry).contains(by_map));
 }
 
 #[tokio::test]

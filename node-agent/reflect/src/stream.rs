@@ -31,6 +31,10 @@ pub const SOURCES: [Source; 3] = [Source::Services, Source::EndpointSlices, Sour
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// What the streams say.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every message is an object: a box would cost each of them an allocation"
+)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
     Object {
@@ -92,13 +96,13 @@ async fn watch<K: Kind>(source: Source, api: Api<K>, out: mpsc::Sender<Message>)
 
 /// The names that were announced, to find out what a new list has lost.
 #[derive(Debug, Default)]
-struct Names {
+pub(crate) struct Names {
     known: BTreeSet<ObjectName>,
     listed: BTreeSet<ObjectName>,
 }
 
 impl Names {
-    fn messages<K: Kind>(&mut self, source: Source, event: Event<K>) -> Vec<Message> {
+    pub(crate) fn messages<K: Kind>(&mut self, source: Source, event: Event<K>) -> Vec<Message> {
         match event {
             Event::Init => {
                 self.listed.clear();

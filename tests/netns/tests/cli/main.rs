@@ -3,6 +3,7 @@
 
 mod cleanup;
 mod reading;
+mod static_mode;
 mod trace;
 
 use std::{ffi::OsString, net::SocketAddr, path::Path};
