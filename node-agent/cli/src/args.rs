@@ -49,6 +49,12 @@ pub enum Command {
     Trace(Flow),
     /// Removes every trace of the dataplane from this node, and says what went.
     Cleanup(cleanup::Options),
+    /// How fast this kernel writes and reads maps like ours; on maps of its own.
+    BenchMap {
+        /// Entries of each map.
+        #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        entries: u32,
+    },
     /// The maps: what each is and how full.
     Maps,
 }

@@ -1,9 +1,11 @@
 //! The commands of `fairlead`. Each reads the pinned maps into a report, and a report is written as a table, as JSON or
-//! as YAML. Nothing needs an agent; nothing but `cleanup` changes anything.
+//! as YAML. Nothing needs an agent; nothing but `cleanup` changes anything (`bench-map`
+//! makes maps of its own).
 #![forbid(unsafe_code)]
 
 mod args;
 mod backend;
+mod bench_map;
 mod cleanup;
 mod conntrack;
 mod drops;
@@ -59,6 +61,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write) -> Res
         Command::Cleanup(options) => {
             output::write(&cleanup::run(&args.pin_dir, options)?, format, out)
         }
+        Command::BenchMap { entries } => output::write(&bench_map::run(*entries)?, format, out),
         Command::Maps => output::write(&map::read(&maps()?)?, format, out),
     }
 }

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use super::{Command, bpf, object_by_id, object_info};
+use super::{Command, bpf, bpf_fd, object_by_id, object_info};
 use crate::MapLayout;
 
 #[repr(C)]
@@ -43,12 +43,34 @@ struct MapInfo {
     name: [u8; 16],
 }
 
+#[repr(C)]
+struct CreateAttr {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+}
+
 /// What one `BPF_MAP_LOOKUP_BATCH` brought.
 pub(crate) struct Batch {
     /// Elements read.
     pub count: u32,
     /// No element is left.
     pub end: bool,
+}
+
+/// Makes a map without a name, which lives as long as its descriptor.
+pub(crate) fn map_create(layout: &MapLayout) -> io::Result<OwnedFd> {
+    let mut attr = CreateAttr {
+        map_type: layout.map_type,
+        key_size: layout.key_size,
+        value_size: layout.value_size,
+        max_entries: layout.max_entries,
+        map_flags: layout.flags,
+    };
+    // SAFETY: no address in the argument; the command answers a descriptor.
+    unsafe { bpf_fd(Command::MapCreate, &mut attr) }
 }
 
 /// The id and the layout of a map.

@@ -196,6 +196,34 @@ fn drops_maps_and_status_tell_how_the_node_is() {
 }
 
 #[test]
+fn every_kind_of_map_is_measured_and_none_of_the_nodes_is_touched() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let bench = json(
+        Path::new("/nonexistent"),
+        &["bench-map", "--entries", "500"],
+    );
+    let maps = bench["maps"].as_array().unwrap();
+    let like = |name: &str| maps.iter().find(|map| map["like"] == name).unwrap();
+    for name in [
+        ebpf_abi::maps::FRONTEND4,
+        ebpf_abi::maps::SLOT,
+        ebpf_abi::maps::CONN6,
+        ebpf_abi::maps::ROUTE4,
+    ] {
+        let map = like(name);
+        for time in ["writeNs", "batchWriteNs", "readNs", "batchReadNs"] {
+            let ns = map[time].as_u64().unwrap();
+            assert!((1..1_000_000).contains(&ns), "{name} {time} {ns}");
+        }
+    }
+    assert!(like(ebpf_abi::maps::SLOT)["deleteNs"].is_null());
+    let wrong = fairlead(Path::new("/nonexistent"), &["bench-map", "--entries", "0"]);
+    assert!(wrong.unwrap_err().contains("--entries"));
+}
+
+#[test]
 fn a_directory_without_pins_is_named_with_what_it_lacks() {
     if !is_root() {
         return skip("needs root");
