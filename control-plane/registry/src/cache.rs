@@ -20,7 +20,7 @@ use crate::kinds::{self, Kind};
 use crate::object::{Event, EventType, Object};
 
 /// Everything of this system stands below.
-const ROOT: &str = "/registry/";
+pub const ROOT: &str = "/registry/";
 /// Changes are kept at least so long, if there is room.
 const HISTORY: Duration = Duration::from_secs(75);
 /// Changes of one kind that are kept whatever their age.

@@ -13,6 +13,8 @@ const _: () = {
     assert!(size_of::<Service>() == 24);
     assert!(size_of::<AffinityKey>() == 24);
     assert!(size_of::<Affinity>() == 16);
+    assert!(size_of::<ServiceName>() == 196);
+    assert!(maps::SERVICE_NAME_SIZE == maps::SERVICE_SIZE);
     assert!(size_of::<Backend<Addr4>>() == 12);
     assert!(size_of::<Backend<Addr6>>() == 24);
     assert!(size_of::<ConnKey<Addr4>>() == 16);

@@ -18,6 +18,7 @@ mod layout;
 pub mod maps;
 mod overlay;
 mod service;
+mod service_name;
 mod socket;
 
 pub use address::{Addr4, Addr6, Address, Family};
@@ -29,6 +30,7 @@ pub use drop_reason::{Counter, DropReason};
 pub use endpoint::{Endpoint, endpoint_flag};
 pub use overlay::{Peer, Route, RouteKey, overlay_header, peer_mode};
 pub use service::{Frontend, FrontendKey, RangeKey, Service, frontend_flag, service_flag};
+pub use service_name::{NAME_LEN, ServiceName, name_policy};
 pub use socket::SocketOrigin;
 
 /// Marker for the types of this crate: `repr(C)`, no padding that the compiler chose, every bit pattern valid.

@@ -24,6 +24,7 @@ maps! {
     RANGE4: "range4_v1", RANGE4_SIZE = 16384;
     RANGE6: "range6_v1", RANGE6_SIZE = 16384;
     SERVICE: "service_v2", SERVICE_SIZE = 65536;
+    SERVICE_NAME: "service_name_v1", SERVICE_NAME_SIZE = 65536;
     SLOT: "slot_v1", SLOT_SIZE = 262144;
     CURSOR: "cursor_v1", CURSOR_SIZE = 65536;
     AFFINITY: "affinity_v1", AFFINITY_SIZE = 65536;

@@ -114,7 +114,7 @@ fn inside_udp<A: Ip, P: Packet>(packet: &P, headers: &Headers<A>, at: u32) -> In
 
 /// The node with the underlay address `from` may send the inner packet at `at` only if the route to the packet's source
 /// leads to that node. Returns 0 or a drop reason's number.
-#[inline(never)]
+#[inline(always)]
 fn check_sender<I: Ip, A: Ip, P: Packet, N: Node<I>>(
     packet: &P,
     node: &N,

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use ebpf_abi::{
     Addr4, Addr6, Affinity, AffinityKey, Backend, Config, Conn, ConnKey, Counter, Endpoint,
     FragmentKey, FragmentPorts, Frontend, FrontendKey, Peer, RangeKey, Route, RouteKey, Service,
-    SocketOrigin, maps,
+    ServiceName, SocketOrigin, maps,
 };
 
 /// Entries are allocated when they are inserted: tables that are mostly empty.
@@ -31,6 +31,10 @@ pub static RANGE4: LpmTrie<RangeKey<Addr4>, u32, { maps::RANGE4_SIZE }> = LpmTri
 pub static RANGE6: LpmTrie<RangeKey<Addr6>, u32, { maps::RANGE6_SIZE }> = LpmTrie::new();
 #[btf_map(name = "service_v2")]
 pub static SERVICE: HashMap<u32, Service, { maps::SERVICE_SIZE }, ON_DEMAND> = HashMap::new();
+/// For people: no program reads it.
+#[btf_map(name = "service_name_v1")]
+pub static SERVICE_NAME: HashMap<u32, ServiceName, { maps::SERVICE_NAME_SIZE }, ON_DEMAND> =
+    HashMap::new();
 #[btf_map(name = "slot_v1")]
 pub static SLOT: Array<u32, { maps::SLOT_SIZE }> = Array::new();
 #[btf_map(name = "cursor_v1")]

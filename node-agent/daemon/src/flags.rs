@@ -24,6 +24,20 @@ pub struct Flags {
     #[arg(long, value_name = "PATH")]
     pub kubeconfig: Option<PathBuf>,
 
+    /// File of Services and EndpointSlices, followed, in place of an API server; no pods are run then. See
+    /// docs/static-mode.md.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["server", "kubeconfig"], requires = "pod_cidr")]
+    pub services_file: Option<PathBuf>,
+
+    /// Ranges of this node's pods, at most one a family, with --services-file; otherwise its Node says them.
+    #[arg(
+        long,
+        value_name = "CIDR,...",
+        value_delimiter = ',',
+        requires = "services_file"
+    )]
+    pub pod_cidr: Vec<IpNetwork>,
+
     /// Interface towards the other nodes [default: that of the default route].
     #[arg(long, value_name = "IFNAME")]
     pub uplink: Option<String>,
@@ -46,17 +60,51 @@ pub struct Flags {
     #[arg(long, value_name = "NAME", default_value = "round-robin")]
     pub service_algorithm: Algorithm,
 
-    /// How packets go to other nodes: vxlan (as flannel's) or direct (routed on a shared link, as flannel's host-gw).
+    /// How packets go to other nodes: vxlan or udp (both as flannel's), or direct (routed on a shared link, as flannel's
+    /// host-gw).
     #[arg(long, value_name = "MODE", default_value = "vxlan")]
     pub overlay: Mode,
 
-    /// UDP port of the overlay.
-    #[arg(long, value_name = "PORT", default_value_t = 8472)]
-    pub vxlan_port: u16,
+    /// UDP port of the overlay [default: flannel's, 8472 for vxlan and 8285 for udp].
+    #[arg(long, value_name = "PORT")]
+    pub overlay_port: Option<u16>,
 
     /// VXLAN network identifier.
     #[arg(long, default_value_t = 1)]
     pub vni: u32,
+
+    /// Flannel's net-conf.json: says mode, port and VNI in place of the flags, and the whole network for --subnet-env.
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with_all = ["overlay", "overlay_port", "vni", "flannel_etcd_endpoints"]
+    )]
+    pub net_conf: Option<PathBuf>,
+
+    /// URLs of the etcd where flannel keeps its leases; without them Nodes are the leases, as with flannel's
+    /// kube-subnet-mgr.
+    #[arg(long, value_name = "URL,...", value_delimiter = ',')]
+    pub flannel_etcd_endpoints: Vec<String>,
+
+    /// Where in etcd flannel's keys are.
+    #[arg(long, value_name = "KEY", default_value = "/coreos.com/network")]
+    pub flannel_etcd_prefix: String,
+
+    /// Certificate authority of etcd, in PEM.
+    #[arg(long, value_name = "PATH")]
+    pub flannel_etcd_cafile: Option<PathBuf>,
+
+    /// Certificate that is shown to etcd, in PEM.
+    #[arg(long, value_name = "PATH", requires = "flannel_etcd_cafile")]
+    pub flannel_etcd_certfile: Option<PathBuf>,
+
+    /// Its private key, in PEM.
+    #[arg(long, value_name = "PATH", requires = "flannel_etcd_cafile")]
+    pub flannel_etcd_keyfile: Option<PathBuf>,
+
+    /// File for flannel's CNI plugin; written where the whole network is known, by --net-conf or from etcd.
+    #[arg(long, value_name = "PATH", default_value = "/run/flannel/subnet.env")]
+    pub subnet_env: PathBuf,
 
     /// Directory on a bpffs where maps, programs and links are pinned.
     #[arg(long, value_name = "PATH", default_value = ebpf_abi::maps::PIN_DIR)]
@@ -78,6 +126,22 @@ pub struct Flags {
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
     pub kubelet: bool,
 
+    /// Serve the CNI plugin and install it, where no kubelet of ours runs; false beside another CNI plugin.
+    #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
+    pub cni: bool,
+
+    /// UNIX socket by which the CNI plugin asks.
+    #[arg(long, value_name = "PATH", default_value = node_agent_cni::DEFAULT_SOCKET)]
+    pub cni_socket: PathBuf,
+
+    /// Where the container runtime looks for CNI plugins.
+    #[arg(long, value_name = "PATH", default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+
+    /// Where the container runtime looks for CNI configurations.
+    #[arg(long, value_name = "PATH", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+
     /// Balance TCP at connect; false: every packet is translated.
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
     pub socket_lb: bool,
@@ -87,8 +151,15 @@ pub struct Flags {
     pub listen: SocketAddr,
 
     /// Where leases of pod addresses and volumes are kept.
-    #[arg(long, value_name = "PATH", default_value = "/var/lib/fairlead")]
+    #[arg(long, value_name = "PATH", default_value = node_agent_host::STATE_DIR)]
     pub state_dir: PathBuf,
+}
+
+impl Flags {
+    pub fn overlay_port(&self) -> u16 {
+        self.overlay_port
+            .unwrap_or_else(|| self.overlay.default_port())
+    }
 }
 
 #[cfg(test)]
@@ -101,6 +172,25 @@ mod tests {
         assert_eq!(flags.service_cidr.len(), 2);
         assert_eq!(flags.overlay, Mode::Vxlan);
         assert!(flags.kubelet && flags.socket_lb);
+    }
+
+    #[test]
+    fn a_file_of_services_wants_the_range_of_pods_and_no_api_server() {
+        let parse = |flags: &[&str]| {
+            let always = ["fairlead-node-agent", "--node-name=n1"];
+            Flags::try_parse_from(always.iter().chain(flags)).map_err(|error| error.to_string())
+        };
+        parse(&["--services-file=s.yaml", "--pod-cidr=10.244.1.0/24"]).unwrap();
+        let error = parse(&["--services-file=s.yaml"]).unwrap_err();
+        assert!(error.contains("--pod-cidr"), "{error}");
+        let error = parse(&["--pod-cidr=10.244.1.0/24"]).unwrap_err();
+        assert!(error.contains("--services-file"), "{error}");
+        let error = parse(&[
+            "--services-file=s.yaml",
+            "--pod-cidr=10.244.1.0/24",
+            "--server=http://x",
+        ]);
+        assert!(error.unwrap_err().contains("cannot be used with"));
     }
 
     #[test]

@@ -3,19 +3,20 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use ebpf_abi::{Addr4, Addr6, Config, Endpoint, FamilyConfig, config_flag, endpoint_flag};
 use ipnetwork::IpNetwork;
 use node_agent_host::{
-    HostDevice, HostDeviceSpec, Network, PodCidr, Uplink, apply_host_sysctls, netns_cookie,
+    HostDevice, HostDeviceSpec, Network, PodCidr, SysctlRecord, Uplink, netns_cookie,
+    plan_host_sysctls, sysctl_record,
 };
 use node_agent_model::Change;
-use node_agent_overlay::{Mode, Overlay};
+use node_agent_overlay::Overlay;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::info;
 
 /// Ports that masquerade may use.
 const NAT_PORTS: RangeInclusive<u16> = 61000..=63999;
@@ -27,6 +28,8 @@ pub struct Host {
     pub device: HostDevice,
     pub pod_cidrs: Vec<PodCidr>,
     pub netns_cookie: u64,
+    /// Which of the node's addresses serve NodePorts; empty: all.
+    pub node_port_addresses: Vec<IpNetwork>,
 }
 
 /// Makes `fairlead0` and sets the kernel parameters; what is right already stays untouched.
@@ -39,12 +42,13 @@ pub async fn wire(
     uplink: Uplink,
     pod_cidrs: &[IpNetwork],
     mtu: u32,
+    state_dir: &Path,
 ) -> anyhow::Result<Host> {
     let pod_cidrs: Vec<PodCidr> = pod_cidrs
         .iter()
         .map(|cidr| PodCidr::new(*cidr))
         .collect::<Result<_, _>>()?;
-    apply_host_sysctls(&NAT_PORTS).context("setting the kernel's parameters")?;
+    set_sysctls(state_dir).context("setting the kernel's parameters")?;
     let spec = HostDeviceSpec {
         mtu,
         gateways: pod_cidrs.iter().map(PodCidr::gateway).collect(),
@@ -58,16 +62,29 @@ pub async fn wire(
         device,
         pod_cidrs,
         netns_cookie: netns_cookie().context("asking for the network namespace's cookie")?,
+        node_port_addresses: Vec::new(),
     })
+}
+
+/// Notes what the parameters were before they are set: `fairlead cleanup` gives them back.
+fn set_sysctls(state_dir: &Path) -> anyhow::Result<()> {
+    let changes = plan_host_sysctls(&NAT_PORTS)?;
+    let mut record = SysctlRecord::open(&sysctl_record(state_dir))?;
+    record.note(&changes)?;
+    for change in &changes {
+        change.apply()?;
+        info!(path = %change.path.display(), before = change.before, after = change.after, "kernel parameter set");
+    }
+    Ok(())
 }
 
 impl Host {
     /// Everything that the model must know of the host.
-    pub fn changes(&self, overlay: &Overlay, node_port_addresses: &[IpNetwork]) -> Vec<Change> {
+    pub fn changes(&self, overlay: &Overlay) -> Vec<Change> {
         let own: Vec<IpAddr> = self.addresses().collect();
         let mut changes = vec![
             Change::Config(self.config(overlay)),
-            Change::NodeAddresses(serving_node_ports(&own, node_port_addresses)),
+            Change::NodeAddresses(serving_node_ports(&own, &self.node_port_addresses)),
         ];
         let mac = self.device.mac.0;
         // What is delivered to the host comes in by fairlead0, addressed to it.
@@ -100,11 +117,6 @@ impl Host {
 
     fn config(&self, overlay: &Overlay) -> Config {
         let options = overlay.options();
-        let encapsulated = if options.mode == Mode::Vxlan {
-            config_flag::OVERLAY
-        } else {
-            0
-        };
         let source_nat = |v4: bool| {
             self.pod_cidrs
                 .iter()
@@ -114,7 +126,7 @@ impl Host {
         Config {
             uplink_ifindex: self.uplink.ifindex,
             host_ifindex: self.device.ifindex,
-            flags: encapsulated | config_flag::MASQUERADE,
+            flags: options.mode.config_flags() | config_flag::MASQUERADE,
             overlay_port_be: options.port.to_be(),
             pad: 0,
             vni: options.vni,
@@ -183,47 +195,14 @@ impl Prefixes {
         });
     }
 
-    /// Keeps the host's routes at these prefixes, the node's own and the services'; to be started once all Nodes are
-    /// known, since it removes what it does not know.
-    pub async fn follow(self, network: Network, host: Host, service_cidrs: Vec<IpNetwork>) {
-        let mut nodes = self.0.subscribe();
-        loop {
-            let own = host
-                .pod_cidrs
-                .iter()
-                .map(PodCidr::network)
-                .chain(service_cidrs.iter().copied());
-            let others: Vec<IpNetwork> = nodes
-                .borrow_and_update()
-                .values()
-                .flatten()
-                .copied()
-                .collect();
-            // Without a podCIDR of a family the host has no address in it to send from.
-            let reachable = |prefix: &IpNetwork| host.device.gateway_for(prefix.ip()).is_some();
-            let prefixes: Vec<IpNetwork> = own.chain(others).filter(reachable).collect();
-            match network.set_host_routes(&host.device, &prefixes).await {
-                Ok(changes) => {
-                    if changes.added + changes.removed > 0 {
-                        info!(
-                            added = changes.added,
-                            removed = changes.removed,
-                            "the host's routes changed"
-                        );
-                    }
-                    if nodes.changed().await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    warn!(
-                        error = &error as &dyn std::error::Error,
-                        "the host's routes could not be set"
-                    );
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
-            }
-        }
+    /// Those of all nodes.
+    pub fn all(&self) -> Vec<IpNetwork> {
+        self.0.borrow().values().flatten().copied().collect()
+    }
+
+    /// Tells of changes.
+    pub fn subscribe(&self) -> watch::Receiver<BTreeMap<String, Vec<IpNetwork>>> {
+        self.0.subscribe()
     }
 }
 

@@ -1,31 +1,34 @@
-//! From the watch streams to the reconciler, the overlay and the host's routes.
+//! From the watch streams to the reconciler and to the registry of leases.
 
-use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use anyhow::{bail, ensure};
-use ipnetwork::IpNetwork;
+use anyhow::bail;
 use kube::Client;
-use node_agent_model::{Change, ChangeId, Node};
-use node_agent_overlay::{NotAPeer, Overlay};
+use node_agent_model::Change;
+use node_agent_overlay::KubeRegistry;
 use node_agent_reconcile::Handle;
-use node_agent_reflect::{Message, Reflected};
+use node_agent_reflect::{FileError, Message, Reflected, Source, with_causes};
 use tokio::sync::mpsc;
-use tracing::info;
 
-use crate::host::Prefixes;
-use crate::own_node::OwnNode;
+use crate::readiness::Readiness;
+
+/// Where Services and EndpointSlices come from.
+#[derive(Clone)]
+pub enum Origin {
+    Api(Client),
+    File(PathBuf),
+}
 
 /// Where the messages of the streams go.
 #[derive(Debug)]
 pub struct Streams {
     pub handle: Handle,
-    pub overlay: Overlay,
-    pub prefixes: Prefixes,
-    pub own_node: OwnNode,
-    /// The podCIDRs that this node was wired with.
-    pub pod_cidrs: Vec<IpNetwork>,
-    /// Why a node is no peer, as it was last logged.
-    pub ignored: BTreeMap<String, String>,
+    /// Where Nodes are leases.
+    pub nodes: Option<Arc<KubeRegistry>>,
+    /// This node's name.
+    pub own: String,
+    pub readiness: Arc<Readiness>,
 }
 
 impl Streams {
@@ -33,10 +36,21 @@ impl Streams {
     ///
     /// # Errors
     ///
-    /// When the reconciler is gone, or this node got other podCIDRs.
-    pub async fn run(mut self, client: Client) -> anyhow::Result<()> {
+    /// When the reconciler is gone.
+    pub async fn run(self, origin: Origin) -> anyhow::Result<()> {
         let (sender, mut messages) = mpsc::channel(1024);
-        let streams = node_agent_reflect::run(client, sender);
+        let readiness = self.readiness.clone();
+        let streams = async {
+            match origin {
+                Origin::Api(client) => node_agent_reflect::run(client, sender).await,
+                Origin::File(path) => {
+                    let tell = |error: Option<&FileError>| {
+                        readiness.set_file_error(error.map(with_causes));
+                    };
+                    node_agent_reflect::run_file(path, sender, tell).await;
+                }
+            }
+        };
         let taking = async {
             while let Some(message) = messages.recv().await {
                 self.take(message).await?;
@@ -49,9 +63,14 @@ impl Streams {
         }
     }
 
-    async fn take(&mut self, message: Message) -> anyhow::Result<()> {
+    async fn take(&self, message: Message) -> anyhow::Result<()> {
         match message {
-            Message::Synced(source) => self.handle.synced(source.label()).await?,
+            Message::Synced(source) => {
+                if let (Source::Nodes, Some(nodes)) = (source, &self.nodes) {
+                    nodes.listed().await;
+                }
+                self.handle.synced(source.label()).await?;
+            }
             Message::Object {
                 reflected: Reflected::Change(change),
                 id,
@@ -59,47 +78,18 @@ impl Streams {
             Message::Object {
                 reflected: Reflected::Node { name, node },
                 id,
-            } => self.node(name, node, id).await?,
-        }
-        Ok(())
-    }
-
-    async fn node(&mut self, name: String, node: Option<Node>, id: ChangeId) -> anyhow::Result<()> {
-        if name == self.overlay.options().node_name {
-            self.own_node.changed();
-            let node = node.unwrap_or_default();
-            self.handle.change(Change::Zone(node.zone), id).await?;
-            let now = node.pod_cidrs;
-            ensure!(
-                now.is_empty() || now == self.pod_cidrs,
-                "this node's podCIDRs are now {now:?}, its pods are wired with {:?}: the agent must start again",
-                self.pod_cidrs
-            );
-            return Ok(());
-        }
-        let (changes, why_not) = self.overlay.changes(&name, node.as_ref());
-        match why_not {
-            Some(reason) => self.log_once(&name, &reason),
-            None => {
-                self.ignored.remove(&name);
+            } => {
+                if name == self.own {
+                    let leaving = node.as_ref().is_some_and(|node| node.leaving);
+                    self.readiness.set_leaving(leaving);
+                    let zone = node.as_ref().and_then(|node| node.zone.clone());
+                    self.handle.change(Change::Zone(zone), id.clone()).await?;
+                }
+                if let Some(nodes) = &self.nodes {
+                    nodes.node(name, node.as_ref(), id).await;
+                }
             }
         }
-        let prefixes = changes.iter().flat_map(|change| match change {
-            Change::Peer(_, Some(peer)) => peer.prefixes.clone(),
-            _ => Vec::new(),
-        });
-        self.prefixes.set(&name, prefixes.collect());
-        for change in changes {
-            self.handle.change(change, id.clone()).await?;
-        }
         Ok(())
-    }
-
-    fn log_once(&mut self, name: &str, reason: &NotAPeer) {
-        let reason = reason.to_string();
-        if self.ignored.get(name) != Some(&reason) {
-            info!(node = name, reason, "no peer");
-            self.ignored.insert(name.to_owned(), reason);
-        }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
 use rtnetlink::{
     IpVersion, RouteMessageBuilder,
@@ -31,8 +30,8 @@ pub struct RouteChanges {
 
 /// What a route of ours says.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-struct HostRoute {
-    prefix: IpNetwork,
+pub(crate) struct HostRoute {
+    pub(crate) prefix: IpNetwork,
     source: Option<IpAddr>,
 }
 
@@ -113,18 +112,14 @@ impl Network {
             .map_err(failed(format!("write the default route by {gateway}")))
     }
 
-    async fn routes_of(
+    pub(crate) async fn routes_of(
         &self,
         ifindex: u32,
     ) -> Result<Vec<(HostRoute, RouteMessage)>, NetworkError> {
         let mut found = Vec::new();
         for version in [IpVersion::V4, IpVersion::V6] {
             let messages: Vec<RouteMessage> = self
-                .handle
-                .route()
-                .get(query(version))
-                .execute()
-                .try_collect()
+                .list(|handle| handle.route().get(query(version)).execute())
                 .await
                 .map_err(failed("list the routes"))?;
             for message in messages {

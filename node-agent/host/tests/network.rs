@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     net::{IpAddr, UdpSocket},
     os::fd::AsRawFd,
@@ -17,7 +18,7 @@ use nix::{
 };
 use node_agent_host::{
     HOST_DEVICE, HOST_DEVICE_PEER, HostDevice, HostDeviceSpec, MacAddr, Network, NetworkError,
-    PodCidr, PodLinkSpec, RouteChanges, apply_host_sysctls, in_namespace, namespace_id,
+    POD_DEVICE, PodCidr, PodLinkSpec, RouteChanges, apply_host_sysctls, in_namespace, namespace_id,
 };
 
 const MTU: u32 = 1450;
@@ -113,9 +114,11 @@ fn pod(uid: &str, ips: &[&str]) -> PodLinkSpec {
         uid: uid.to_owned(),
         namespace: "default".to_owned(),
         name: format!("pod-{uid}"),
+        device: POD_DEVICE.to_owned(),
         ips: ips.iter().map(|text| text.parse().unwrap()).collect(),
         gateways: cidrs().iter().map(PodCidr::gateway).collect(),
         mtu: MTU,
+        sysctls: BTreeMap::new(),
     }
 }
 
@@ -489,10 +492,9 @@ fn the_uplink_is_found_by_name_and_by_the_default_route() {
             ["fd00:fa1e::11".parse::<std::net::Ipv6Addr>().unwrap()]
         );
         assert_eq!(
-            uplink.on_link_v4,
-            ["172.31.240.11/24"
-                .parse::<ipnetwork::Ipv4Network>()
-                .unwrap()]
+            uplink.on_link,
+            ["172.31.240.11/24", "fd00:fa1e::11/64"]
+                .map(|link| link.parse::<ipnetwork::IpNetwork>().unwrap())
         );
         let shown = ip("link show dev eth0");
         assert!(shown.contains(&uplink.mac.to_string()), "{shown}");

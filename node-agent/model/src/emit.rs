@@ -7,13 +7,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use ebpf_abi::{
     Addr4, Addr6, Backend, Family, Frontend, FrontendKey, Peer, RangeKey, Route, RouteKey,
-    backend_state, maps, peer_mode,
+    ServiceName, backend_state, maps, name_policy, peer_mode,
 };
 use ipnetwork::IpNetwork;
 
 use crate::applied::PlacedSet;
 use crate::wanted::FrontendAddr;
-use crate::{Applied, Desired, FamilyOp, MapFamily, MapOp, Plan, Refusal};
+use crate::{
+    Applied, Desired, FamilyOp, MapFamily, MapOp, ObjectName, Plan, Refusal, TrafficPolicy,
+};
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Phase {
@@ -23,12 +25,14 @@ enum Phase {
     EndpointPut,
     BackendPut,
     Slots,
+    ServiceNamePut,
     ServicePut,
     RangePut,
     FrontendPut,
     FrontendDelete,
     RangeDelete,
     ServiceDelete,
+    ServiceNameDelete,
     BackendRetire,
     EndpointDelete,
     RouteDelete,
@@ -75,6 +79,7 @@ pub(crate) fn emit(desired: &mut Desired, applied: &mut Applied, plan: &mut Plan
     backend_ops::<Addr6>(applied, &mut ops);
     for id in touched.services {
         service_ops(applied, id, &mut ops);
+        service_name_ops(applied, id, &mut ops);
     }
     for (id, range) in touched.ranges {
         range_ops::<Addr4>(applied, id, range, &mut ops);
@@ -127,6 +132,7 @@ impl Applied {
             let ranges = set.ranges.iter().map(|range| (set.id, *range));
             self.touched.ranges.extend(ranges);
         }
+        self.touched.services.extend(self.held.service_names.keys());
         self.touched.routes.extend(self.routes.keys());
         self.touched.peers.extend(self.peer_of_id.keys());
         self.touched.peers.extend(self.held.peers.keys());
@@ -365,6 +371,32 @@ fn range_ops<A: MapFamily>(applied: &Applied, id: u32, range: IpNetwork, ops: &m
             Phase::RangeDelete
         };
         ops.push((phase, A::op(FamilyOp::Range { key, admitted })));
+    }
+}
+
+fn service_name_ops(applied: &Applied, id: u32, ops: &mut Phased) {
+    let wanted = applied.set_of_id.get(&id).map(|key| {
+        let policy = match key.policy {
+            TrafficPolicy::Cluster => name_policy::CLUSTER,
+            TrafficPolicy::Local => name_policy::LOCAL,
+        };
+        let ObjectName { namespace, name } = &key.service;
+        ServiceName::new(
+            namespace,
+            name,
+            &key.port,
+            key.protocol.number(),
+            policy,
+            key.family,
+        )
+    });
+    if wanted.as_ref() != applied.held.service_names.get(&id) {
+        let phase = if wanted.is_some() {
+            Phase::ServiceNamePut
+        } else {
+            Phase::ServiceNameDelete
+        };
+        ops.push((phase, MapOp::ServiceName { id, name: wanted }));
     }
 }
 

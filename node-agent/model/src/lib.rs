@@ -27,8 +27,9 @@ pub use applied::Applied;
 pub use capacity::Capacity;
 pub use desired::Desired;
 pub use object::{
-    Algorithm, BadShares, Change, ChangeId, EndpointSlice, Node, ObjectName, PeerRoutes, PodShare,
-    Protocol, Service, ServicePort, SliceEndpoint, SlicePort, TrafficPolicy, UnknownAlgorithm,
+    Algorithm, BadShares, Change, ChangeId, EndpointSlice, HealthCheck, Node, ObjectName,
+    PeerRoutes, PodShare, Protocol, Service, ServicePort, SliceEndpoint, SlicePort, TrafficPolicy,
+    UnknownAlgorithm,
 };
 pub use ops::{FamilyOp, MapOp, MapSink, SinkError, Snapshot, SnapshotFamily};
 pub use plan::{Plan, QUARANTINE, Refusal, plan};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::SystemTime;
 
 use ebpf_abi::{Config, Endpoint, Peer};
 use ipnetwork::IpNetwork;
@@ -35,6 +36,9 @@ impl fmt::Display for ObjectName {
 pub struct ChangeId {
     pub uid: String,
     pub resource_version: String,
+    /// When what made the object change happened, such as a Pod's becoming ready; of EndpointSlices only, by the
+    /// control plane's clock.
+    pub triggered_at: Option<SystemTime>,
 }
 
 impl fmt::Display for ChangeId {
@@ -181,6 +185,17 @@ pub struct Service {
     pub algorithm: Option<Algorithm>,
     /// Empty: every endpoint has the same share.
     pub shares: Vec<PodShare>,
+    /// `spec.healthCheckNodePort`: where a load balancer asks this node for local endpoints.
+    pub health_check_node_port: Option<u16>,
+}
+
+/// What a load balancer that asks at the healthCheckNodePort of a Service is told.
+/// <https://kubernetes.io/docs/concepts/services-networking/service/#load-balancer-nodeport-allocation>
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct HealthCheck {
+    pub port: u16,
+    /// Ready endpoints on this node, each address once.
+    pub local_endpoints: usize,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -252,6 +267,10 @@ pub struct Node {
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<String>,
     pub annotations: BTreeMap<String, String>,
+    /// `metadata.creationTimestamp`, in seconds since 1970; 0 if unknown.
+    pub created: i64,
+    /// About to go: it is being deleted, or its autoscaler has said so. Load balancers should leave it.
+    pub leaving: bool,
 }
 
 /// Another node: how to reach it, and which prefixes lie there.

@@ -1,42 +1,36 @@
-//! From Nodes to peers and routes.
+//! From leases to peers, and what this node's own lease says.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ebpf_abi::{Family, Peer, overlay_header, peer_mode};
-use ipnetwork::Ipv4Network;
-use node_agent_model::{Change, Node, PeerRoutes};
+use ebpf_abi::{Family, Peer, config_flag, overlay_header, peer_mode};
+use ipnetwork::IpNetwork;
+use node_agent_model::PeerRoutes;
+use serde_json::Value;
 
-use crate::annotation::{
-    BACKEND_DATA, BACKEND_TYPE, BackendData, KUBE_SUBNET_MANAGER, PUBLIC_IP, PUBLIC_IP_OVERWRITE,
-    PUBLIC_IPV6, PUBLIC_IPV6_OVERWRITE,
-};
-use crate::header::Vtep;
-use crate::{VtepMac, vxlan_header};
-
-/// Outer IPv4, UDP, VXLAN and inner Ethernet, in bytes.
-pub const VXLAN_OVERHEAD_V4: u32 = 50;
+use crate::{Attributes, BackendData, Encapsulation, Lease, VtepMac};
 
 /// How packets go to other nodes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Mode {
     /// Encapsulated as flannel's `vxlan` backend does.
     Vxlan,
+    /// In UDP without any other header, as flannel's `udp` backend does.
+    Udp,
     /// Routed on a shared link, as flannel's `host-gw` backend does.
     Direct,
 }
 
 /// What an [`Overlay`] is made of.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct OverlayOptions {
     pub node_name: String,
     pub mode: Mode,
     /// This node's addresses on the uplink.
     pub underlay_v4: Option<Ipv4Addr>,
     pub underlay_v6: Option<Ipv6Addr>,
-    /// IPv4 prefixes of the uplink's own link: peers in them need no route lookup.
-    pub on_link_v4: Vec<Ipv4Network>,
+    /// Prefixes of the uplink's own link: peers in them need no route lookup.
+    pub on_link: Vec<IpNetwork>,
     /// MTU of the uplink, in bytes.
     pub uplink_mtu: u32,
     /// UDP destination port.
@@ -46,32 +40,33 @@ pub struct OverlayOptions {
     pub mac: VtepMac,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Overlay {
     options: OverlayOptions,
+    /// Where encapsulated packets of both families go: the IPv4 underlay, if there is one.
+    underlay: IpAddr,
+    mtu: u32,
 }
+
+/// RFC 8200 section 5: a link that carries IPv6 has an MTU of at least 1280 bytes.
+const LEAST_MTU: u32 = 1280;
 
 /// The options cannot work.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum OverlayError {
-    #[error(
-        "--overlay vxlan over the IPv6 underlay {0} is not there yet: give --uplink an interface with an IPv4 address, \
-         or choose --overlay direct"
-    )]
-    Ipv6Underlay(Ipv6Addr),
     #[error("--uplink has no address: give it one, or name another interface")]
     NoAddress,
     #[error("--vni {0} has more than 24 bits: choose one from 1 to 16777215")]
     Vni(u32),
     #[error(
-        "the uplink's MTU of {0} bytes leaves no room for IPv6 packets in the overlay: it must be at least 1330"
+        "the uplink's MTU of {found} bytes leaves no room for IPv6 packets in the overlay: it must be at least {least}"
     )]
-    Mtu(u32),
-    #[error("--overlay {0:?} is unknown: choose vxlan or direct")]
+    Mtu { found: u32, least: u32 },
+    #[error("--overlay {0:?} is unknown: choose vxlan, udp or direct")]
     Mode(String),
 }
 
-/// Why a Node gets no route.
+/// Why a node gets no route.
 #[derive(Debug, thiserror::Error)]
 pub enum NotAPeer {
     #[error("it is this node")]
@@ -80,12 +75,12 @@ pub enum NotAPeer {
     NoPodCidr,
     #[error("its annotation {0} is missing")]
     NoAnnotation(&'static str),
-    #[error("its annotation {BACKEND_TYPE} is {found:?}, this node uses {expected:?}")]
+    #[error("its backend type is {found:?}, this node uses {expected:?}")]
     OtherBackend {
         found: String,
         expected: &'static str,
     },
-    #[error("its annotation {BACKEND_DATA} is {text:?}")]
+    #[error("its backend data is {text:?}")]
     BadBackendData {
         text: String,
         #[source]
@@ -98,14 +93,49 @@ pub enum NotAPeer {
         annotation: &'static str,
         text: String,
     },
+    #[error("it has no public {0} address")]
+    NoAddress(&'static str),
+    #[error(
+        "its subnet {subnet} is claimed by {elder} too, whose lease is the elder: give one of them another podCIDR"
+    )]
+    Claimed { subnet: IpNetwork, elder: String },
 }
 
 impl Mode {
-    /// The body of flannel's annotation.
+    /// The body of flannel's annotation; its `udp` backend sets none.
     pub const fn backend_type(self) -> &'static str {
         match self {
             Self::Vxlan => "vxlan",
+            Self::Udp => "",
             Self::Direct => "host-gw",
+        }
+    }
+
+    /// Flannel's UDP destination port.
+    pub const fn default_port(self) -> u16 {
+        match self {
+            Self::Vxlan | Self::Direct => 8472,
+            Self::Udp => 8285,
+        }
+    }
+
+    /// What the programs must know: bits of [`config_flag`].
+    pub const fn config_flags(self) -> u32 {
+        match self {
+            Self::Vxlan => config_flag::OVERLAY,
+            Self::Udp => config_flag::OVERLAY | config_flag::OVERLAY_UDP,
+            Self::Direct => 0,
+        }
+    }
+
+    /// Bytes that a packet grows by on this underlay.
+    const fn overhead(self, underlay: Family) -> usize {
+        match (self, underlay) {
+            (Self::Vxlan, Family::V4) => overlay_header::VXLAN_OVER_IPV4,
+            (Self::Vxlan, Family::V6) => overlay_header::VXLAN_OVER_IPV6,
+            (Self::Udp, Family::V4) => overlay_header::UDP_OVER_IPV4,
+            (Self::Udp, Family::V6) => overlay_header::UDP_OVER_IPV6,
+            (Self::Direct, _) => 0,
         }
     }
 }
@@ -116,6 +146,7 @@ impl FromStr for Mode {
     fn from_str(text: &str) -> Result<Self, OverlayError> {
         match text {
             "vxlan" => Ok(Self::Vxlan),
+            "udp" => Ok(Self::Udp),
             "direct" => Ok(Self::Direct),
             other => Err(OverlayError::Mode(other.to_owned())),
         }
@@ -127,201 +158,155 @@ impl Overlay {
     ///
     /// When the options contradict each other or the underlay.
     pub fn new(options: OverlayOptions) -> Result<Self, OverlayError> {
-        match (options.underlay_v4, options.underlay_v6) {
-            (None, None) => return Err(OverlayError::NoAddress),
-            (None, Some(v6)) if options.mode == Mode::Vxlan => {
-                return Err(OverlayError::Ipv6Underlay(v6));
-            }
-            _ => {}
-        }
+        let underlay = options.underlay_v4.map(IpAddr::V4);
+        let underlay = underlay.or(options.underlay_v6.map(IpAddr::V6));
+        let underlay = underlay.ok_or(OverlayError::NoAddress)?;
         if options.vni == 0 || options.vni >= 1 << 24 {
             return Err(OverlayError::Vni(options.vni));
         }
-        let overlay = Self { options };
-        // RFC 8200 section 5: a link that carries IPv6 has an MTU of at least 1280 bytes.
-        if overlay.mtu() < 1280 {
-            return Err(OverlayError::Mtu(overlay.options.uplink_mtu));
+        let family = if underlay.is_ipv4() {
+            Family::V4
+        } else {
+            Family::V6
+        };
+        let overhead = options.mode.overhead(family) as u32;
+        let least = LEAST_MTU + overhead;
+        if options.uplink_mtu < least {
+            let found = options.uplink_mtu;
+            return Err(OverlayError::Mtu { found, least });
         }
-        Ok(overlay)
+        Ok(Self {
+            mtu: options.uplink_mtu - overhead,
+            underlay,
+            options,
+        })
     }
 
     /// Largest packet of a pod that reaches every peer, in bytes.
     pub fn mtu(&self) -> u32 {
-        match self.options.mode {
-            Mode::Vxlan => self.options.uplink_mtu.saturating_sub(VXLAN_OVERHEAD_V4),
-            Mode::Direct => self.options.uplink_mtu,
-        }
+        self.mtu
     }
 
     pub fn options(&self) -> &OverlayOptions {
         &self.options
     }
 
-    /// The MAC address that this Node published before, if it did for VXLAN: peers keep it over a restart.
-    pub fn published_mac(annotations: &BTreeMap<String, String>) -> Option<VtepMac> {
-        let data: BackendData = serde_json::from_str(annotations.get(BACKEND_DATA)?).ok()?;
-        Some(data.vtep_mac)
+    /// The MAC address that an earlier life of this node published, if it did for VXLAN: peers keep it over a restart.
+    pub fn published_mac(earlier: &Attributes) -> Option<VtepMac> {
+        [&earlier.backend_data, &earlier.backend_v6_data]
+            .into_iter()
+            .find_map(|data| serde_json::from_value::<BackendData>(data.clone()).ok())
+            .map(|data| data.vtep_mac)
     }
 
-    /// What this node's Node object must say, given what it says now.
-    pub fn annotations(&self, now: &BTreeMap<String, String>) -> BTreeMap<&'static str, String> {
+    /// What this node's lease must say.
+    pub fn attributes(&self) -> Attributes {
         let options = &self.options;
         let data = match options.mode {
-            Mode::Vxlan => {
-                let data = BackendData {
-                    vni: options.vni,
-                    vtep_mac: options.mac,
-                };
-                serde_json::to_string(&data).expect("a number and a string serialize")
-            }
-            Mode::Direct => "null".to_owned(),
+            Mode::Vxlan => serde_json::to_value(BackendData {
+                vni: options.vni,
+                vtep_mac: options.mac,
+            })
+            .expect("a number and a string serialize"),
+            Mode::Udp | Mode::Direct => Value::Null,
         };
-        let mut wanted = BTreeMap::from([
-            (KUBE_SUBNET_MANAGER, "true".to_owned()),
-            (BACKEND_TYPE, options.mode.backend_type().to_owned()),
-            (BACKEND_DATA, data),
-        ]);
-        let overwrite = |key| now.get(key).filter(|text| !text.is_empty()).cloned();
-        if let Some(v4) = options.underlay_v4 {
-            wanted.insert(
-                PUBLIC_IP,
-                overwrite(PUBLIC_IP_OVERWRITE).unwrap_or_else(|| v4.to_string()),
-            );
+        // Encapsulated, both families go by one underlay: an address of the other would be an invitation to use it.
+        let by_v6 = options.mode == Mode::Direct || self.underlay.is_ipv6();
+        let (backend_data, backend_v6_data) = if self.underlay.is_ipv4() {
+            (data, Value::Null)
+        } else {
+            (Value::Null, data)
+        };
+        Attributes {
+            public_ip: options.underlay_v4,
+            public_ipv6: options.underlay_v6.filter(|_| by_v6),
+            backend_type: options.mode.backend_type().to_owned(),
+            backend_data,
+            backend_v6_data,
         }
-        // Over VXLAN both families go by the IPv4 underlay: an IPv6 one would be an invitation to use it.
-        if let (Some(v6), Mode::Direct) = (options.underlay_v6, options.mode) {
-            wanted.insert(
-                PUBLIC_IPV6,
-                overwrite(PUBLIC_IPV6_OVERWRITE).unwrap_or_else(|| v6.to_string()),
-            );
-        }
-        wanted
     }
 
-    /// What a Node, or its absence, means to the model; and if it gets no route, why.
+    /// How to reach the holder of a lease. A node is one peer where packets are encapsulated, and one a family where
+    /// they are only routed: the next hop of an IPv6 packet has an IPv6 address.
     ///
-    /// A node is one peer over VXLAN, and one a family where packets are only routed: the next hop of an IPv6 packet has
-    /// an IPv6 address.
-    pub fn changes(&self, name: &str, node: Option<&Node>) -> ([Change; 2], Option<NotAPeer>) {
-        let (peers, reason) = match node.map(|node| self.peers(node)) {
-            Some(Ok(peers)) => (peers, None),
-            Some(Err(reason)) => ([None, None], Some(reason)),
-            None => ([None, None], None),
-        };
-        let [first, ipv6] = peers;
-        let changes = [
-            Change::Peer(name.to_owned(), first),
-            Change::Peer(format!("{name}/ipv6"), ipv6),
-        ];
-        (changes, reason)
-    }
-
-    fn peers(&self, node: &Node) -> Result<[Option<PeerRoutes>; 2], NotAPeer> {
+    /// # Errors
+    ///
+    /// Why the holder gets no route.
+    pub fn peers(&self, lease: &Lease) -> Result<[Option<PeerRoutes>; 2], NotAPeer> {
         let options = &self.options;
-        if node.name == options.node_name {
-            return Err(NotAPeer::Own);
-        }
-        if node.pod_cidrs.is_empty() {
-            return Err(NotAPeer::NoPodCidr);
-        }
-        let annotation =
-            |key: &'static str| node.annotations.get(key).ok_or(NotAPeer::NoAnnotation(key));
-        if annotation(KUBE_SUBNET_MANAGER)? != "true" {
-            return Err(NotAPeer::NoAnnotation(KUBE_SUBNET_MANAGER));
-        }
+        let attributes = &lease.attributes;
         let expected = options.mode.backend_type();
-        let found = annotation(BACKEND_TYPE)?;
-        if found != expected {
+        if attributes.backend_type != expected {
             return Err(NotAPeer::OtherBackend {
-                found: found.clone(),
+                found: attributes.backend_type.clone(),
                 expected,
             });
         }
-        if let (Mode::Vxlan, Some(own)) = (options.mode, options.underlay_v4) {
-            let remote = address(PUBLIC_IP, annotation(PUBLIC_IP)?)?;
-            let peer = self.vxlan_peer(own, remote, annotation(BACKEND_DATA)?)?;
-            return Ok([
-                Some(PeerRoutes {
-                    peer,
-                    prefixes: node.pod_cidrs.clone(),
-                }),
-                None,
-            ]);
-        }
-        let direct =
-            |v4: bool, remote: Result<IpAddr, NotAPeer>| -> Result<Option<PeerRoutes>, NotAPeer> {
-                let prefixes: Vec<_> = node
-                    .pod_cidrs
-                    .iter()
-                    .copied()
-                    .filter(|cidr| cidr.is_ipv4() == v4)
-                    .collect();
-                let has_underlay = if v4 {
-                    options.underlay_v4.is_some()
-                } else {
-                    options.underlay_v6.is_some()
-                };
+        let v4 = attributes.public_ip.map(IpAddr::V4);
+        let v4 = v4.ok_or(NotAPeer::NoAddress("IPv4"));
+        let v6 = attributes.public_ipv6.map(IpAddr::V6);
+        let v6 = v6.ok_or(NotAPeer::NoAddress("IPv6"));
+        if options.mode == Mode::Direct {
+            let routed = |remote: Result<IpAddr, NotAPeer>,
+                          has_underlay: bool,
+                          of_family: Filter| {
+                let prefixes: Vec<_> = lease.subnets.iter().copied().filter(of_family).collect();
                 if prefixes.is_empty() || !has_underlay {
                     return Ok(None);
                 }
-                Ok(Some(PeerRoutes {
-                    peer: direct_peer(remote?, self.mtu()),
-                    prefixes,
-                }))
+                let peer = peer_at(remote?, self.mtu);
+                Ok(Some(PeerRoutes { peer, prefixes }))
             };
-        let v4 = annotation(PUBLIC_IP)
-            .and_then(|text| address::<Ipv4Addr>(PUBLIC_IP, text))
-            .map(IpAddr::V4);
-        let v6 = annotation(PUBLIC_IPV6)
-            .and_then(|text| address::<Ipv6Addr>(PUBLIC_IPV6, text))
-            .map(IpAddr::V6);
-        Ok([direct(true, v4)?, direct(false, v6)?])
-    }
-
-    fn vxlan_peer(&self, own: Ipv4Addr, remote: Ipv4Addr, data: &str) -> Result<Peer, NotAPeer> {
-        let data: BackendData =
-            serde_json::from_str(data).map_err(|source| NotAPeer::BadBackendData {
-                text: data.to_owned(),
-                source,
-            })?;
-        let options = &self.options;
-        if data.vni != options.vni {
-            return Err(NotAPeer::OtherVni {
-                found: data.vni,
-                expected: options.vni,
-            });
+            return Ok([
+                routed(v4, options.underlay_v4.is_some(), IpNetwork::is_ipv4)?,
+                routed(v6, options.underlay_v6.is_some(), IpNetwork::is_ipv6)?,
+            ]);
         }
-        let own = Vtep {
-            underlay: own,
-            mac: options.mac,
+        let (remote, data) = match self.underlay {
+            IpAddr::V4(_) => (v4?, &attributes.backend_data),
+            IpAddr::V6(_) => (v6?, &attributes.backend_v6_data),
         };
-        let peer = Vtep {
-            underlay: remote,
-            mac: data.vtep_mac,
+        let routes = PeerRoutes {
+            peer: self.encapsulated(remote, data)?,
+            prefixes: lease.subnets.clone(),
         };
-        let (header, header_sum) = vxlan_header(own, peer, options.port, options.vni);
-        Ok(Peer {
-            header,
-            header_sum,
-            header_len: overlay_header::VXLAN_OVER_IPV4 as u16,
-            mode: if options.on_link_v4.iter().any(|link| link.contains(remote)) {
-                peer_mode::VXLAN_ON_LINK
-            } else {
-                peer_mode::VXLAN
-            },
-            ..direct_peer(remote.into(), self.mtu())
-        })
+        Ok([Some(routes), None])
+    }
+
+    fn encapsulated(&self, remote: IpAddr, data: &Value) -> Result<Peer, NotAPeer> {
+        let options = &self.options;
+        let encapsulation = if options.mode == Mode::Udp {
+            Encapsulation::Udp
+        } else {
+            let data: BackendData = serde_json::from_value(data.clone()).map_err(|source| {
+                NotAPeer::BadBackendData {
+                    text: data.to_string(),
+                    source,
+                }
+            })?;
+            if data.vni != options.vni {
+                return Err(NotAPeer::OtherVni {
+                    found: data.vni,
+                    expected: options.vni,
+                });
+            }
+            Encapsulation::Vxlan {
+                vni: options.vni,
+                own_mac: options.mac,
+                peer_mac: data.vtep_mac,
+            }
+        };
+        let on_link = options.on_link.iter().any(|link| link.contains(remote));
+        let mut peer = peer_at(remote, self.mtu);
+        encapsulation.fill(&mut peer, self.underlay, options.port, on_link);
+        Ok(peer)
     }
 }
 
-fn address<A: FromStr>(annotation: &'static str, text: &str) -> Result<A, NotAPeer> {
-    text.parse().map_err(|_| NotAPeer::BadAddress {
-        annotation,
-        text: text.to_owned(),
-    })
-}
+type Filter = fn(&IpNetwork) -> bool;
 
-fn direct_peer(remote: IpAddr, mtu: u32) -> Peer {
+/// A peer to which packets are routed as they are.
+pub(crate) fn peer_at(remote: IpAddr, mtu: u32) -> Peer {
     let mut underlay_addr = [0; 16];
     let underlay_family = match remote {
         IpAddr::V4(remote) => {
@@ -344,6 +329,8 @@ fn direct_peer(remote: IpAddr, mtu: u32) -> Peer {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn overlay(mode: Mode) -> Overlay {
@@ -352,7 +339,10 @@ mod tests {
             mode,
             underlay_v4: Some(Ipv4Addr::new(192, 0, 2, 1)),
             underlay_v6: Some("2001:db8::1".parse().unwrap()),
-            on_link_v4: vec!["192.0.2.0/28".parse().unwrap()],
+            on_link: vec![
+                "192.0.2.0/28".parse().unwrap(),
+                "2001:db8::/120".parse().unwrap(),
+            ],
             uplink_mtu: 1500,
             port: 8472,
             vni: 1,
@@ -361,29 +351,27 @@ mod tests {
         .unwrap()
     }
 
-    fn flannel_node() -> Node {
-        let annotations = [
-            (KUBE_SUBNET_MANAGER, "true"),
-            (BACKEND_TYPE, "vxlan"),
-            (BACKEND_DATA, r#"{"VNI":1,"VtepMAC":"12:c6:65:89:b4:e3"}"#),
-            (PUBLIC_IP, "192.0.2.2"),
-        ];
-        Node {
-            name: "b".to_owned(),
-            internal_ips: vec![],
-            pod_cidrs: vec![
+    fn flannel_lease() -> Lease {
+        let attributes = Attributes {
+            public_ip: Some(Ipv4Addr::new(192, 0, 2, 2)),
+            backend_type: "vxlan".to_owned(),
+            backend_data: json!({"VNI": 1, "VtepMAC": "12:c6:65:89:b4:e3"}),
+            ..Attributes::default()
+        };
+        Lease {
+            holder: "b".to_owned(),
+            subnets: vec![
                 "10.244.2.0/24".parse().unwrap(),
                 "fd00:10:244:2::/64".parse().unwrap(),
             ],
-            annotations: annotations
-                .map(|(key, text)| (key.to_owned(), text.to_owned()))
-                .into(),
+            attributes,
+            since: 1,
         }
     }
 
     #[test]
-    fn both_pod_cidrs_of_a_flannel_node_lead_to_its_one_peer() {
-        let [routes, none] = overlay(Mode::Vxlan).peers(&flannel_node()).unwrap();
+    fn both_subnets_of_a_flannel_node_lead_to_its_one_peer() {
+        let [routes, none] = overlay(Mode::Vxlan).peers(&flannel_lease()).unwrap();
         assert_eq!(none, None);
         let routes = routes.unwrap();
         assert_eq!(routes.prefixes.len(), 2);
@@ -400,112 +388,111 @@ mod tests {
 
     #[test]
     fn a_node_behind_a_router_is_looked_for_in_the_routes() {
-        let mut node = flannel_node();
-        node.annotations
-            .insert(PUBLIC_IP.to_owned(), "192.0.2.17".to_owned());
-        let [routes, _] = overlay(Mode::Vxlan).peers(&node).unwrap();
+        let mut lease = flannel_lease();
+        lease.attributes.public_ip = Some(Ipv4Addr::new(192, 0, 2, 17));
+        let [routes, _] = overlay(Mode::Vxlan).peers(&lease).unwrap();
         assert_eq!(routes.unwrap().peer.mode, peer_mode::VXLAN);
     }
 
     #[test]
     fn what_one_node_publishes_makes_it_a_peer_of_the_other() {
-        for mode in [Mode::Vxlan, Mode::Direct] {
-            let published = overlay(mode).annotations(&BTreeMap::new());
-            let annotations = published
-                .into_iter()
-                .map(|(key, text)| (key.to_owned(), text))
-                .collect();
-            let node = Node {
-                name: "a".to_owned(),
-                annotations,
-                ..flannel_node()
+        for mode in [Mode::Vxlan, Mode::Udp, Mode::Direct] {
+            let lease = Lease {
+                attributes: overlay(mode).attributes(),
+                ..flannel_lease()
             };
             let other = Overlay::new(OverlayOptions {
                 node_name: "b".to_owned(),
                 ..overlay(mode).options
             })
             .unwrap();
-            let [first, ipv6] = other.peers(&node).unwrap();
+            let [first, ipv6] = other.peers(&lease).unwrap();
             assert_eq!(first.unwrap().peer.underlay_addr[..4], [192, 0, 2, 1]);
             let ipv6 = ipv6.map(|routes| (routes.peer.underlay_addr[0], routes.prefixes.len()));
             assert_eq!(ipv6, (mode == Mode::Direct).then_some((0x20, 1)));
-            assert!(matches!(overlay(mode).peers(&node), Err(NotAPeer::Own)));
         }
     }
 
     #[test]
     fn the_published_mac_address_is_found_again_after_a_restart() {
-        let node = flannel_node();
-        assert_eq!(
-            Overlay::published_mac(&node.annotations)
-                .unwrap()
-                .to_string(),
-            "12:c6:65:89:b4:e3"
-        );
-        assert_eq!(Overlay::published_mac(&BTreeMap::new()), None);
-    }
-
-    #[test]
-    fn the_administrators_address_is_published_in_place_of_the_uplinks() {
-        let now = BTreeMap::from([(PUBLIC_IP_OVERWRITE.to_owned(), "198.51.100.7".to_owned())]);
-        assert_eq!(
-            overlay(Mode::Vxlan).annotations(&now)[PUBLIC_IP],
-            "198.51.100.7"
-        );
+        let found = Overlay::published_mac(&flannel_lease().attributes);
+        assert_eq!(found.unwrap().to_string(), "12:c6:65:89:b4:e3");
+        assert_eq!(Overlay::published_mac(&Attributes::default()), None);
     }
 
     #[test]
     fn a_node_that_cannot_be_reached_says_why() {
-        let with = |key: &str, text: &str| {
-            let mut node = flannel_node();
-            node.annotations.insert(key.to_owned(), text.to_owned());
-            overlay(Mode::Vxlan).peers(&node).unwrap_err().to_string()
+        let with = |change: &dyn Fn(&mut Attributes)| {
+            let mut lease = flannel_lease();
+            change(&mut lease.attributes);
+            overlay(Mode::Vxlan).peers(&lease).unwrap_err().to_string()
         };
-        assert!(with(BACKEND_TYPE, "host-gw").contains("\"host-gw\", this node uses \"vxlan\""));
+        let other = with(&|attributes| attributes.backend_type = "host-gw".to_owned());
         assert!(
-            with(BACKEND_DATA, r#"{"VNI":7,"VtepMAC":"12:c6:65:89:b4:e3"}"#).contains("VNI is 7")
+            other.contains("\"host-gw\", this node uses \"vxlan\""),
+            "{other}"
         );
-        assert!(with(BACKEND_DATA, "null").contains("backend-data is \"null\""));
-        assert!(with(PUBLIC_IP, "2001:db8::1").contains("public-ip"));
-        let bare = Node {
-            annotations: BTreeMap::new(),
-            ..flannel_node()
-        };
-        assert!(
-            overlay(Mode::Vxlan)
-                .peers(&bare)
-                .unwrap_err()
-                .to_string()
-                .contains("is missing")
-        );
-        let waiting = Node {
-            pod_cidrs: vec![],
-            ..flannel_node()
-        };
-        assert!(matches!(
-            overlay(Mode::Vxlan).peers(&waiting),
-            Err(NotAPeer::NoPodCidr)
-        ));
+        let vni = with(&|attributes| attributes.backend_data["VNI"] = json!(7));
+        assert!(vni.contains("VNI is 7"), "{vni}");
+        let data = with(&|attributes| attributes.backend_data = Value::Null);
+        assert!(data.contains("backend data is \"null\""), "{data}");
+        let address = with(&|attributes| attributes.public_ip = None);
+        assert!(address.contains("no public IPv4 address"), "{address}");
     }
 
     #[test]
-    fn an_ipv6_underlay_is_refused_with_the_way_out() {
-        let options = OverlayOptions {
-            underlay_v4: None,
-            ..overlay(Mode::Vxlan).options
-        };
-        assert!(
-            Overlay::new(options.clone())
-                .unwrap_err()
-                .to_string()
-                .contains("--overlay direct")
-        );
-        assert!(
-            Overlay::new(OverlayOptions {
-                mode: Mode::Direct,
+    fn without_an_ipv4_underlay_both_families_go_over_ipv6() {
+        for (mode, header_len) in [(Mode::Vxlan, 70), (Mode::Udp, 48)] {
+            let options = OverlayOptions {
+                underlay_v4: None,
+                ..overlay(mode).options
+            };
+            let own = Overlay::new(options.clone()).unwrap();
+            let lease = Lease {
+                attributes: own.attributes(),
+                ..flannel_lease()
+            };
+            assert_eq!(
+                Overlay::published_mac(&lease.attributes),
+                (mode == Mode::Vxlan).then_some(options.mac)
+            );
+            let other = Overlay::new(OverlayOptions {
+                node_name: "b".to_owned(),
+                underlay_v6: Some("2001:db8::2".parse().unwrap()),
                 ..options
             })
-            .is_ok()
-        );
+            .unwrap();
+            let [routes, none] = other.peers(&lease).unwrap();
+            assert_eq!(none, None);
+            let PeerRoutes { peer, prefixes } = routes.unwrap();
+            assert_eq!(prefixes, lease.subnets);
+            assert_eq!(
+                (peer.header_len, peer.mtu),
+                (header_len, 1500 - u32::from(header_len))
+            );
+            assert_eq!(peer.underlay_addr[..4], [0x20, 1, 0x0d, 0xb8]);
+            assert!(matches!(
+                peer.mode,
+                peer_mode::VXLAN_ON_LINK | peer_mode::UDP_ON_LINK
+            ));
+            // A node without IPv6 on its uplink cannot be reached.
+            let error = other.peers(&flannel_lease());
+            assert!(error.is_err(), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn too_small_an_underlay_is_refused_with_the_least_mtu() {
+        for (mode, least) in [(Mode::Vxlan, 1330), (Mode::Udp, 1308), (Mode::Direct, 1280)] {
+            let with = |uplink_mtu| {
+                Overlay::new(OverlayOptions {
+                    uplink_mtu,
+                    ..overlay(mode).options
+                })
+            };
+            assert_eq!(with(least).unwrap().mtu(), 1280);
+            let error = with(least - 1).unwrap_err().to_string();
+            assert!(error.contains(&format!("at least {least}")), "{error}");
+        }
     }
 }

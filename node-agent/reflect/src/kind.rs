@@ -38,6 +38,8 @@ const NOT_OURS: [&str; 2] = [
     "service.kubernetes.io/headless",
 ];
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// The cluster autoscaler is about to remove the node.
+const AUTOSCALER_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 impl Kind for Service {
@@ -75,6 +77,18 @@ impl Kind for Node {
             node: None,
         }
     }
+}
+
+/// Whether the Node is about to go (KEP-3836): then load balancers must stop sending it connections.
+fn is_leaving(node: &Node) -> bool {
+    let taints = node
+        .spec
+        .iter()
+        .flat_map(|spec| spec.taints.iter().flatten());
+    node.metadata.deletion_timestamp.is_some()
+        || taints
+            .into_iter()
+            .any(|taint| taint.key == AUTOSCALER_TAINT)
 }
 
 fn endpoint_slice(
@@ -136,6 +150,7 @@ fn endpoint_slice(
 }
 
 fn node(node: &Node, name: &str) -> node_agent_model::Node {
+    let leaving = is_leaving(node);
     let spec = node.spec.clone().unwrap_or_default();
     let labels = node.metadata.labels.as_ref();
     let one = spec.pod_cidr.map(|cidr| vec![cidr]);
@@ -166,6 +181,12 @@ fn node(node: &Node, name: &str) -> node_agent_model::Node {
         pod_cidrs: pod_cidrs.collect(),
         zone: labels.and_then(|labels| labels.get(ZONE)).cloned(),
         annotations: node.metadata.annotations.clone().unwrap_or_default(),
+        created: node
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map_or(0, |time| time.0.as_second()),
+        leaving,
     }
 }
 
@@ -191,6 +212,35 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn only_a_load_balancer_with_the_local_policy_has_a_health_check() {
+        let check = |kind: &str, policy: &str| {
+            let spec = json!({"clusterIP": "10.96.0.9", "type": kind, "externalTrafficPolicy": policy,
+                "healthCheckNodePort": 32000, "ports": [{"port": 80}]});
+            reflect_service(spec, json!({}))
+                .unwrap()
+                .health_check_node_port
+        };
+        assert_eq!(check("LoadBalancer", "Local"), Some(32000));
+        assert_eq!(check("LoadBalancer", "Cluster"), None);
+        assert_eq!(check("NodePort", "Local"), None);
+    }
+
+    #[test]
+    fn a_node_that_is_deleted_or_tainted_by_the_autoscaler_is_leaving() {
+        let leaving = |object: Value| {
+            let object: Node = serde_json::from_value(object).unwrap();
+            node(&object, "n1").leaving
+        };
+        let taint = |key: &str| json!({"spec": {"taints": [{"key": key, "effect": "NoSchedule"}]}});
+        assert!(!leaving(json!({})));
+        assert!(!leaving(taint("node.kubernetes.io/unschedulable")));
+        assert!(leaving(taint("ToBeDeletedByClusterAutoscaler")));
+        assert!(leaving(
+            json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})
+        ));
+    }
 
     #[test]
     fn missing_conditions_mean_ready_and_serving() {

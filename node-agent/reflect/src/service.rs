@@ -42,10 +42,20 @@ pub(crate) fn reflect(service: &Service, name: &ObjectName) -> Option<node_agent
         ports: ports(spec, name),
         internal_policy: policy(spec.internal_traffic_policy.as_deref()),
         external_policy: policy(spec.external_traffic_policy.as_deref()),
+        health_check_node_port: health_check_node_port(spec),
         affinity_seconds: affinity_seconds(spec),
         algorithm: annotated(service, name, ALGORITHM, str::parse),
         shares: annotated(service, name, SHARES, PodShare::parse_list).unwrap_or_default(),
     })
+}
+
+/// The API gives one only to what a load balancer may ask for; another value means nothing.
+fn health_check_node_port(spec: &ServiceSpec) -> Option<u16> {
+    let asked = spec.type_.as_deref() == Some("LoadBalancer")
+        && policy(spec.external_traffic_policy.as_deref()) == TrafficPolicy::Local;
+    spec.health_check_node_port
+        .and_then(positive)
+        .filter(|_| asked)
 }
 
 /// <https://kubernetes.io/docs/reference/networking/virtual-ips/#session-affinity>
