@@ -119,11 +119,20 @@ impl<A: Family> Node<A> for Reader<'_> {
     }
 
     fn admits(&self, service_id: u32, source: &A) -> bool {
-        // The kernel finds the longest prefix, as it does for the programs.
         let key = RangeKey::new(service_id, *source, A::LEN as u32 * 8);
         let maps = <A as node_agent_maps::MapFamily>::of(self.maps);
-        self.read(maps.range.get(&key)).is_some()
+        let admitted = self.read(maps.range.get(&key)).is_some();
+        self.story.admitted(*source, admitted);
+        admitted
     }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        let found = self.read(self.maps.affinity.get(key));
+        self.story.affinity(found.as_ref(), self.now_ns);
+        found
+    }
+
+    fn affinity_insert(&self, _: &AffinityKey, _: &Affinity) {}
 
     fn service(&self, service_id: u32) -> Option<Service> {
         let found = self.view.held.services.get(&service_id).copied();
@@ -146,12 +155,6 @@ impl<A: Family> Node<A> for Reader<'_> {
         // An array has no absent entries: what was never written is zero.
         Some(self.view.held.slots.get(&index).copied().unwrap_or(0))
     }
-
-    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
-        self.read(self.maps.affinity.get(key))
-    }
-
-    fn affinity_insert(&self, _: &AffinityKey, _: &Affinity) {}
 
     fn backend(&self, backend_id: u32) -> Option<Backend<A>> {
         let held = A::half(&self.view.held).backends.get(&backend_id);
