@@ -25,7 +25,7 @@ pub struct Api {
     address: SocketAddr,
     /// Its threads live in the machine's network namespace.
     runtime: Option<Runtime>,
-    _machine: Machine,
+    machine: Machine,
     _directory: TempDir,
 }
 
@@ -61,7 +61,7 @@ impl Api {
         Ok(Self {
             address,
             runtime: Some(runtime),
-            _machine: machine,
+            machine,
             _directory: directory,
         })
     }
@@ -69,6 +69,26 @@ impl Api {
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Where it runs.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Runs `work` on the machine.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`.
+    pub fn run<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let runtime = self.runtime.as_ref().context("it was stopped")?;
+        runtime.block_on(runtime.spawn(work))?
     }
 
     /// Runs `work` with a client of this server.
@@ -79,14 +99,13 @@ impl Api {
     pub fn ask<T, F>(&self, work: impl FnOnce(Client) -> F + Send + 'static) -> Result<T>
     where
         T: Send + 'static,
-        F: Future<Output = Result<T>> + Send,
+        F: Future<Output = Result<T>> + Send + 'static,
     {
         let url = self.url().parse().context("the URL")?;
-        let runtime = self.runtime.as_ref().context("it was stopped")?;
-        runtime.block_on(runtime.spawn(async move {
+        self.run(async move {
             let client = Client::try_from(Config::new(url))?;
             work(client).await
-        }))?
+        })
     }
 
     /// Makes a Node as another kubelet would have.
