@@ -1,6 +1,6 @@
 //! An API server on a machine of the underlay.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -18,11 +18,11 @@ use tokio::sync::watch;
 
 /// The machine's number on the underlay.
 const NUMBER: u8 = 250;
+const PORT: u16 = 6443;
 
 /// A running API server over an empty store; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Api {
-    address: SocketAddr,
     /// Its threads live in the machine's network namespace.
     runtime: Option<Runtime>,
     machine: Machine,
@@ -43,7 +43,8 @@ impl Api {
                 .build()
         })?;
         let store = directory.path().join("store.redb");
-        let address = SocketAddr::from((machine.ipv4, 6443));
+        // Of both families.
+        let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT));
         let serving = async move {
             let store = EmbeddedStore::open(store, embedded::Options::default())?;
             let registry = Registry::open(Arc::new(store), Options::default()).await?;
@@ -59,7 +60,6 @@ impl Api {
         };
         runtime.block_on(runtime.spawn(serving))??;
         Ok(Self {
-            address,
             runtime: Some(runtime),
             machine,
             _directory: directory,
@@ -68,7 +68,13 @@ impl Api {
 
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}:{PORT}", self.machine.ipv4)
+    }
+
+    /// For nodes without IPv4.
+    #[must_use]
+    pub fn url_v6(&self) -> String {
+        format!("http://[{}]:{PORT}", self.machine.ipv6)
     }
 
     /// Where it runs.

@@ -179,3 +179,53 @@ fn join(api: &Api, nodes: usize) -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn pods_reach_each_other_by_every_backend_over_both_underlays() {
+    if without_root() {
+        return;
+    }
+    for (backend, over_ipv6, mtu) in [
+        ("vxlan", false, 1450),
+        ("udp", false, 1472),
+        ("direct", false, 1500),
+        ("vxlan", true, 1430),
+        ("udp", true, 1452),
+    ] {
+        let underlay = Underlay::new(1500).unwrap();
+        let api = Api::start(&underlay).unwrap();
+        let url = match over_ipv6 {
+            true => api.url_v6(),
+            false => api.url(),
+        };
+        let nodes = [1, 2].map(|number| {
+            let name = format!("n{number}");
+            let cidrs = [
+                format!("10.244.{number}.0/24"),
+                format!("fd00:10:244:{number}::/64"),
+            ];
+            api.add_node(&name, &[&cidrs[0], &cidrs[1]], json!({}))
+                .unwrap();
+            let machine = underlay.machine(number).unwrap();
+            if over_ipv6 {
+                machine.netns.ip("-4 addr flush dev eth0").unwrap();
+            }
+            let overlay = format!("--overlay={backend}");
+            Agent::start(&name, machine, &url, &[&overlay]).unwrap()
+        });
+        let pods = nodes.map(|mut node| {
+            node.wait_ready().unwrap();
+            let (pod, result) = node.attach("c1", &json!({})).unwrap();
+            assert_eq!(result["interfaces"][1]["mtu"], mtu, "{backend}");
+            (node, pod)
+        });
+        let [(_, one), (_, two)] = &pods;
+        let what = format!("{backend}, over IPv6: {over_ipv6}");
+        eventually(&what, || {
+            two.answers_pod(one)?;
+            one.answers_pod(two)
+        })
+        .unwrap();
+        println!("{what}: pods reach each other, MTU {mtu}");
+    }
+}
