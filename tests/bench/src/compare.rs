@@ -49,6 +49,8 @@ fn parse(text: &str) -> Result<Landed> {
             in_programs = false;
             continue;
         };
+        // Another table may follow at once.
+        in_programs &= cells.len() == PROGRAM_COLUMNS.len();
         if *cells == PROGRAM_COLUMNS {
             in_programs = true;
         } else if in_programs && !cells[0].starts_with('-') {
@@ -144,9 +146,9 @@ mod tests {
     #[test]
     fn what_the_bench_prints_is_what_it_reads() {
         let text = format!(
-            "# Page\n\n{}\nwords | and more\n{}",
-            report::table(&[row(5.0)]),
-            program_table(&program(1))
+            "# Page\n\n{}{}\nwords | and more\n",
+            program_table(&program(1)),
+            report::table(&[row(5.0)])
         );
         let landed = parse(&text).unwrap();
         assert_eq!(landed.programs["from_pod"], [1, 2, 3]);

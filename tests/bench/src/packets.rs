@@ -104,7 +104,7 @@ pub fn run(options: &Options, compare_with: Option<&Path>) -> Result<()> {
     bench.note("measuring");
     bench.outcome.rows = measure(&paths, options.quick)?;
     let programs = programs("direct")?;
-    print!("{}", compare::program_table(&programs));
+    println!("{}", compare::program_table(&programs));
     let verdict = landed.map(|landed| landed.compare(&bench.outcome.rows, &programs));
     bench.finish()?;
     verdict.unwrap_or(Ok(()))
