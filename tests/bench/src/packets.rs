@@ -129,9 +129,9 @@ fn direct_paths<'a>(node: OnNode<'a>, new: OnNode<'a>) -> Vec<PathOf<'a>> {
         let to_backend = [from.ip(), backend.ip()];
         let to_client = [service.ip(), from.ip()];
         paths.extend([
-            node.from_client(established, Packet::Established(out.clone()), to_backend),
-            node.from_network(reply, Packet::Established(back), to_client),
-            new.from_client(new_flow, Packet::New(out), to_backend),
+            node.at_client(established, Packet::Established(out.clone()), to_backend),
+            node.at_uplink(reply, Packet::Established(back), to_client),
+            new.at_client(new_flow, Packet::New(out), to_backend),
         ]);
     }
     for (name, pod) in [
@@ -142,19 +142,19 @@ fn direct_paths<'a>(node: OnNode<'a>, new: OnNode<'a>) -> Vec<PathOf<'a>> {
         // From another port: a direct packet ends the service's flow to the same backend.
         let from = SocketAddr::new(CLIENT.v4().into(), SOURCE_PORT + 1);
         let frame = Frame::new([CLIENT.pod_mac(), CLIENT.host_mac()], from, to, SMALL);
-        paths.push(node.from_client(name, Packet::Established(frame), [from.ip(), to.ip()]));
+        paths.push(node.at_client(name, Packet::Established(frame), [from.ip(), to.ip()]));
     }
     let outsider = SocketAddr::new(OUTSIDER.into(), SOURCE_PORT);
     let to = SocketAddr::new(node_v4(1).into(), node_port(SAME_NODE));
     let outside = Frame::new(OUTSIDER_MACS, outsider, to, SMALL);
     let to_backend = [outsider.ip(), SAME_NODE.v4().into()];
     paths.extend([
-        node.from_network(
+        node.at_uplink(
             "node-port",
             Packet::Established(outside.clone()),
             to_backend,
         ),
-        new.from_network("node-port-new-flow", Packet::New(outside), to_backend),
+        new.at_uplink("node-port-new-flow", Packet::New(outside), to_backend),
     ]);
     paths
 }
@@ -164,15 +164,15 @@ fn overlay_paths<'a>(here: OnNode<'a>, there: OnNode<'a>) -> Result<Vec<PathOf<'
     let to = SocketAddr::new(OTHER_NODE.v4().into(), PACKET_PORT);
     let plain = Frame::from_client(to, SMALL).bytes().to_vec();
     let nodes = [1, 2].map(|number| node_v4(number).into());
-    let out = here.from_client("encapsulation", Packet::Single(plain), nodes);
+    let out = here.at_client("encapsulation", Packet::Single(plain), nodes);
     let on_the_wire = Packet::Single(out.run_once()?);
     let pods = [CLIENT.v4().into(), to.ip()];
-    let back = there.from_network("decapsulation", on_the_wire, pods);
+    let back = there.at_uplink("decapsulation", on_the_wire, pods);
     Ok(vec![out, back])
 }
 
 impl<'a> OnNode<'a> {
-    fn from_client(self, name: &'static str, packet: Packet, becomes: [IpAddr; 2]) -> PathOf<'a> {
+    fn at_client(self, name: &'static str, packet: Packet, becomes: [IpAddr; 2]) -> PathOf<'a> {
         self.path(
             name,
             Program::FromPod,
@@ -182,7 +182,7 @@ impl<'a> OnNode<'a> {
         )
     }
 
-    fn from_network(self, name: &'static str, packet: Packet, becomes: [IpAddr; 2]) -> PathOf<'a> {
+    fn at_uplink(self, name: &'static str, packet: Packet, becomes: [IpAddr; 2]) -> PathOf<'a> {
         let device = "uplink".to_owned();
         self.path(name, Program::FromNetwork, device, packet, becomes)
     }
