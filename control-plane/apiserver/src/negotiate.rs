@@ -110,6 +110,7 @@ pub fn format(headers: &HeaderMap) -> Result<Format> {
     match media_type(headers) {
         "" | "application/json" => Ok(Format::Json),
         "application/yaml" => Ok(Format::Yaml),
+        "application/vnd.kubernetes.protobuf" => Ok(Format::Protobuf),
         _ => Err(ApiError::unsupported_media_type(&BODIES)),
     }
 }

@@ -24,6 +24,7 @@ mod meta;
 mod object;
 pub mod options;
 mod parts;
+mod protobuf;
 mod registry;
 mod scale;
 pub mod schema;
