@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod allocate;
+mod apply;
 mod bootstrap;
 mod cache;
 mod commit;
@@ -19,6 +20,7 @@ pub mod json;
 pub mod kinds;
 pub mod labels;
 mod list;
+mod managed;
 mod merge;
 mod meta;
 mod object;
