@@ -4,72 +4,76 @@ use anyhow::Result;
 use serde_json::json;
 use tests_kubectl::Server;
 
+/// What follows `kubectl create`, and what is made.
+const CREATED: &[(&str, &str)] = &[
+    ("namespace shop", "namespace/shop"),
+    (
+        "configmap c --from-literal=a=1 --from-literal=b=2",
+        "configmap/c",
+    ),
+    ("secret generic s --from-literal=password=x", "secret/s"),
+    (
+        "secret docker-registry d --docker-username=u --docker-password=p --docker-email=e",
+        "secret/d",
+    ),
+    ("serviceaccount robot", "serviceaccount/robot"),
+    ("service clusterip web --tcp=80:8080", "service/web"),
+    (
+        "service nodeport np --tcp=80 --node-port=30090",
+        "service/np",
+    ),
+    (
+        "service externalname out --external-name=example.com",
+        "service/out",
+    ),
+    (
+        "deployment web --image=busybox:1 --replicas=0 --port=80",
+        "deployment.apps/web",
+    ),
+    ("job once --image=busybox:1 -- true", "job.batch/once"),
+    (
+        "cronjob hourly --image=busybox:1 --schedule=@hourly",
+        "cronjob.batch/hourly",
+    ),
+    ("job now --from=cronjob/hourly", "job.batch/now"),
+    (
+        "ingress way --class=nginx --rule=a.example/x*=web:80",
+        "ingress.networking.k8s.io/way",
+    ),
+    (
+        "role reader --verb=get --resource=pods",
+        "role.rbac.authorization.k8s.io/reader",
+    ),
+    (
+        "rolebinding readers --role=reader --user=jane",
+        "rolebinding.rbac.authorization.k8s.io/readers",
+    ),
+    (
+        "clusterrole viewer --verb=get,list --resource=nodes",
+        "clusterrole.rbac.authorization.k8s.io/viewer",
+    ),
+    (
+        "clusterrolebinding viewers --clusterrole=viewer --serviceaccount=default:robot",
+        "clusterrolebinding.rbac.authorization.k8s.io/viewers",
+    ),
+    (
+        "poddisruptionbudget b --selector=app=web --min-available=1",
+        "poddisruptionbudget.policy/b",
+    ),
+    (
+        "priorityclass high --value=1000",
+        "priorityclass.scheduling.k8s.io/high",
+    ),
+    ("quota q --hard=pods=10", "resourcequota/q"),
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_create_command_makes_its_object() -> Result<()> {
     let server = Server::start().await?;
-    for (args, made) in [
-        ("namespace shop", "namespace/shop"),
-        (
-            "configmap c --from-literal=a=1 --from-literal=b=2",
-            "configmap/c",
-        ),
-        ("secret generic s --from-literal=password=x", "secret/s"),
-        (
-            "secret docker-registry d --docker-username=u --docker-password=p --docker-email=e",
-            "secret/d",
-        ),
-        ("serviceaccount robot", "serviceaccount/robot"),
-        ("service clusterip web --tcp=80:8080", "service/web"),
-        (
-            "service nodeport np --tcp=80 --node-port=30090",
-            "service/np",
-        ),
-        (
-            "service externalname out --external-name=example.com",
-            "service/out",
-        ),
-        (
-            "deployment web --image=busybox:1 --replicas=0 --port=80",
-            "deployment.apps/web",
-        ),
-        ("job once --image=busybox:1 -- true", "job.batch/once"),
-        (
-            "cronjob hourly --image=busybox:1 --schedule=@hourly",
-            "cronjob.batch/hourly",
-        ),
-        ("job now --from=cronjob/hourly", "job.batch/now"),
-        (
-            "ingress way --class=nginx --rule=a.example/x*=web:80",
-            "ingress.networking.k8s.io/way",
-        ),
-        (
-            "role reader --verb=get --resource=pods",
-            "role.rbac.authorization.k8s.io/reader",
-        ),
-        (
-            "rolebinding readers --role=reader --user=jane",
-            "rolebinding.rbac.authorization.k8s.io/readers",
-        ),
-        (
-            "clusterrole viewer --verb=get,list --resource=nodes",
-            "clusterrole.rbac.authorization.k8s.io/viewer",
-        ),
-        (
-            "clusterrolebinding viewers --clusterrole=viewer --serviceaccount=default:robot",
-            "clusterrolebinding.rbac.authorization.k8s.io/viewers",
-        ),
-        (
-            "poddisruptionbudget b --selector=app=web --min-available=1",
-            "poddisruptionbudget.policy/b",
-        ),
-        (
-            "priorityclass high --value=1000",
-            "priorityclass.scheduling.k8s.io/high",
-        ),
-        ("quota q --hard=pods=10", "resourcequota/q"),
-    ] {
+    for (args, made) in CREATED {
         let args: Vec<&str> = ["create"].into_iter().chain(args.split(' ')).collect();
-        assert_eq!(server.kubectl(&args).await?, format!("{made} created\n"));
+        let said = server.kubectl(&args).await?;
+        assert_eq!(said, format!("{made} created\n"));
         server.kubectl(&["get", made, "-o", "yaml"]).await?;
     }
     let deployment = server.json(&["get", "deployment", "web"]).await?;

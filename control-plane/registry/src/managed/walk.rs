@@ -219,7 +219,7 @@ fn merge_list(
     }
     // The order is that of the config; what only lives stays where it was among the others.
     let mut out = Vec::new();
-    let mut rest = theirs.into_iter().peekable();
+    let mut rest = theirs.into_iter();
     let mut done: Vec<String> = Vec::new();
     for item in live {
         let name = step(keys, item);
@@ -231,7 +231,7 @@ fn merge_list(
             out.push(item.clone());
             continue;
         }
-        while let Some((other, merged)) = rest.next() {
+        for (other, merged) in rest.by_ref() {
             let found = other == name;
             out.push(merged);
             done.push(other);
