@@ -77,6 +77,10 @@ impl Registry {
                     );
                     let value = value.cloned().unwrap_or(old);
                     let object = Arc::new(Object::new(kind, value, revision));
+                    if kind.kind == "CustomResourceDefinition" {
+                        self.cache().wait(revision).await?;
+                        Box::pin(self.clean_up(&object)).await?;
+                    }
                     return Ok(answer(kind, &step, object));
                 }
                 Outcome::Stale(revision) | Outcome::Again(revision) => {

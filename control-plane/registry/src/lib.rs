@@ -9,7 +9,9 @@ pub mod allocate;
 mod apply;
 mod bootstrap;
 mod cache;
+mod cleanup;
 mod commit;
+pub mod custom;
 pub mod decode;
 mod delete;
 pub mod errors;
@@ -40,7 +42,7 @@ mod write;
 
 pub use delete::Deleted;
 pub use errors::{ApiError, FieldError, Reason};
-pub use kinds::{Kind, Subresource};
+pub use kinds::{Kind, Kinds, Subresource};
 pub use list::List;
 pub use object::{Event, EventType, Object, frame};
 pub use options::{
