@@ -46,8 +46,8 @@ pub use kinds::{Kind, Kinds, Subresource};
 pub use list::List;
 pub use object::{Event, EventType, Object, frame};
 pub use options::{
-    DeleteOptions, FieldValidation, ListOptions, PatchType, VersionMatch, WatchOptions,
-    WriteOptions,
+    DeleteOptions, FieldValidation, ListOptions, PatchType, Propagation, VersionMatch,
+    WatchOptions, WriteOptions,
 };
 pub use registry::{OpenError, Options, Registry};
 pub use watch::{Watch, WatchItem};

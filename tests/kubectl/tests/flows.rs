@@ -285,6 +285,26 @@ async fn objects_are_replaced_pruned_and_deleted() -> Result<()> {
         ],
     )
     .await?;
+    // The garbage collector is asked by finalizers.
+    for (cascade, finalizer) in [("orphan", "orphan"), ("foreground", "foregroundDeletion")] {
+        server.kubectl(&["create", "cm", cascade]).await?;
+        let how = format!("--cascade={cascade}");
+        server
+            .kubectl(&["delete", "cm", cascade, &how, "--wait=false"])
+            .await?;
+        let held = server.json(&["get", "cm", cascade]).await?;
+        assert_eq!(held["metadata"]["finalizers"], json!([finalizer]));
+        let let_go = r#"{"metadata":{"finalizers":null}}"#;
+        server
+            .kubectl(&["patch", "cm", cascade, "--type=merge", "-p", let_go])
+            .await?;
+        assert!(
+            server
+                .refused(&["get", "cm", cascade])
+                .await?
+                .contains("not found")
+        );
+    }
     let gone = server.refused(&["delete", "cm", "none"]).await?;
     assert!(gone.contains("configmaps \"none\" not found"), "{gone}");
     let kept = server.refused(&["delete", "ns", "default"]).await?;
