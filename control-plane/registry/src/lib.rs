@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admit;
 pub mod allocate;
 mod apply;
 mod bootstrap;

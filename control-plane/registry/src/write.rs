@@ -48,7 +48,7 @@ impl Registry {
         identify(kind, &mut object)?;
         let mut warnings =
             decode::conform(kind, &mut object, body.found, options.field_validation)?;
-        warnings.extend(caveat(kind));
+        warnings.extend(caveat(kind, &object));
         place(kind, namespace, &mut object)?;
         if let Some(review) = kind.strategy.review {
             check(kind, &object)?;
@@ -124,6 +124,7 @@ impl Registry {
         if kind.has(Subresource::Status) && !strategy.keeps_status {
             new.take_at("/status");
         }
+        self.admit(kind, new)?;
         default(kind, new);
         if options.apply.is_none() {
             new.take_at("/metadata/managedFields");
@@ -188,7 +189,7 @@ impl Registry {
         identify(kind, &mut object)?;
         let mut warnings =
             decode::conform(kind, &mut object, body.found, options.field_validation)?;
-        warnings.extend(caveat(kind));
+        warnings.extend(caveat(kind, &object));
         place(kind, namespace, &mut object)?;
         let given = object.text("/metadata/name");
         if given.is_empty() {
@@ -250,7 +251,7 @@ impl Registry {
             if options.field_validation == FieldValidation::Ignore {
                 found.clear();
             }
-            found.extend(caveat(kind));
+            found.extend(caveat(kind, &new));
             Ok((new, found))
         };
         self.modify(kind, subresource, namespace, name, options, change)
@@ -453,8 +454,11 @@ fn faults(kind: &Kind, object: &Value) -> Vec<FieldError> {
     errors
 }
 
-fn caveat(kind: &Kind) -> Option<String> {
-    (!kind.caveat.is_empty()).then(|| kind.caveat.to_owned())
+/// What a user must know who takes the object for more than a note.
+fn caveat(kind: &Kind, object: &Value) -> Option<String> {
+    let own = (kind.strategy.caveat)(object);
+    let always = (!kind.caveat.is_empty()).then_some(kind.caveat);
+    own.or(always).map(ToOwned::to_owned)
 }
 
 impl Written {

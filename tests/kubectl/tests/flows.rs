@@ -305,6 +305,27 @@ async fn objects_are_replaced_pruned_and_deleted() -> Result<()> {
                 .contains("not found")
         );
     }
+    // A pod has the priority of its class.
+    server
+        .kubectl(&["create", "priorityclass", "high", "--value=1000"])
+        .await?;
+    let overrides =
+        |class: &str| format!("--overrides={{\"spec\":{{\"priorityClassName\":\"{class}\"}}}}");
+    server
+        .kubectl(&["run", "q", "--image=i", &overrides("high")])
+        .await?;
+    let pod = server.json(&["get", "pod", "q"]).await?;
+    assert_eq!(pod["spec"]["priority"], 1000);
+    server
+        .kubectl(&["run", "s", "--image=i", &overrides("system-node-critical")])
+        .await?;
+    let none = server
+        .refused(&["run", "r", "--image=i", &overrides("none")])
+        .await?;
+    assert!(
+        none.contains("no PriorityClass with name none was found"),
+        "{none}"
+    );
     let gone = server.refused(&["delete", "cm", "none"]).await?;
     assert!(gone.contains("configmaps \"none\" not found"), "{gone}");
     let kept = server.refused(&["delete", "ns", "default"]).await?;

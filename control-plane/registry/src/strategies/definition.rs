@@ -65,6 +65,12 @@ pub const CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
             conditions.push(condition);
         }
     },
+    caveat: |definition| {
+        definition
+            .to_string()
+            .contains("\"x-kubernetes-validations\"")
+            .then_some("x-kubernetes-validations are kept and not yet evaluated")
+    },
     required: true,
     generation: true,
     ..Strategy::PLAIN

@@ -87,6 +87,8 @@ pub struct Strategy {
     pub returns_deleted: bool,
     /// Whether everything that the schema requires outside of metadata and status must be there.
     pub required: bool,
+    /// What the server keeps of this object and does not act on.
+    pub caveat: fn(&Value) -> Option<&'static str>,
     /// Answers the object instead of storing it.
     pub review: Option<fn(&mut Value)>,
     /// How long objects live after their last write, in seconds.
@@ -131,6 +133,7 @@ impl Strategy {
         waits: |_| false,
         returns_deleted: false,
         required: false,
+        caveat: |_| None,
         review: None,
         time_to_live: None,
     };
