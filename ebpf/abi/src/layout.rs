@@ -9,6 +9,8 @@ const _: () = {
     assert!(size_of::<FrontendKey<Addr6>>() == 20);
     assert!(size_of::<Frontend>() == 8);
     assert!(size_of::<Service>() == 16);
+    assert!(size_of::<ServiceName>() == 196);
+    assert!(maps::SERVICE_NAME_SIZE == maps::SERVICE_SIZE);
     assert!(size_of::<Backend<Addr4>>() == 12);
     assert!(size_of::<Backend<Addr6>>() == 24);
     assert!(size_of::<ConnKey<Addr4>>() == 16);

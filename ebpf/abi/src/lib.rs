@@ -17,6 +17,7 @@ mod layout;
 pub mod maps;
 mod overlay;
 mod service;
+mod service_name;
 mod socket;
 
 pub use address::{Addr4, Addr6, Address, Family};
@@ -27,6 +28,7 @@ pub use drop_reason::{Counter, DropReason};
 pub use endpoint::{Endpoint, endpoint_flag};
 pub use overlay::{Peer, Route, RouteKey, overlay_header, peer_mode};
 pub use service::{Frontend, FrontendKey, Service, frontend_flag};
+pub use service_name::{NAME_LEN, ServiceName, name_policy};
 pub use socket::SocketOrigin;
 
 /// Marker for the types of this crate: `repr(C)`, no padding that the compiler chose, every bit pattern valid.

@@ -22,6 +22,7 @@ maps! {
     FRONTEND4: "frontend4_v1", FRONTEND4_SIZE = 65536;
     FRONTEND6: "frontend6_v1", FRONTEND6_SIZE = 65536;
     SERVICE: "service_v1", SERVICE_SIZE = 65536;
+    SERVICE_NAME: "service_name_v1", SERVICE_NAME_SIZE = 65536;
     SLOT: "slot_v1", SLOT_SIZE = 262144;
     CURSOR: "cursor_v1", CURSOR_SIZE = 65536;
     BACKEND4: "backend4_v1", BACKEND4_SIZE = 65536;

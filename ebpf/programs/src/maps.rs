@@ -10,7 +10,8 @@ use aya_ebpf::{
 };
 use ebpf_abi::{
     Addr4, Addr6, Address, Backend, Config, Conn, ConnKey, Counter, Endpoint, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Peer, Route, RouteKey, Service, SocketOrigin, maps,
+    FragmentPorts, Frontend, FrontendKey, Peer, Route, RouteKey, Service, ServiceName,
+    SocketOrigin, maps,
 };
 
 /// Entries are allocated when they are inserted: tables that are mostly empty.
@@ -26,6 +27,10 @@ pub static FRONTEND6: HashMap<FrontendKey<Addr6>, Frontend, { maps::FRONTEND6_SI
     HashMap::new();
 #[btf_map(name = "service_v1")]
 pub static SERVICE: HashMap<u32, Service, { maps::SERVICE_SIZE }, ON_DEMAND> = HashMap::new();
+/// For people: no program reads it.
+#[btf_map(name = "service_name_v1")]
+pub static SERVICE_NAME: HashMap<u32, ServiceName, { maps::SERVICE_NAME_SIZE }, ON_DEMAND> =
+    HashMap::new();
 #[btf_map(name = "slot_v1")]
 pub static SLOT: Array<u32, { maps::SLOT_SIZE }> = Array::new();
 #[btf_map(name = "cursor_v1")]

@@ -9,8 +9,12 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, anyhow, bail};
-use node_agent_host::{Ipam, Network, PodWiring, Uplink, bpffs_mounted, cgroup2_root, mount_bpffs};
-use node_agent_maps::{Attached, Dataplane, Options as DataplaneOptions, Program};
+use kube::Client;
+use node_agent_host::{
+    Ipam, Network, PodWiring, Uplink, bpffs_mounted, cgroup2_root, kube_proxy_rules, mount_bpffs,
+};
+use node_agent_kubelet::Kubelet;
+use node_agent_maps::{Attached, Dataplane, Options as DataplaneOptions, PinLock, Program};
 use node_agent_model::ChangeId;
 use node_agent_overlay::{Attributes, Backend, Mode, Overlay, OverlayOptions, OwnLease, VtepMac};
 use node_agent_reconcile::{Handle, Metrics, Options, Reconciler};
@@ -18,7 +22,7 @@ use node_agent_reflect::SOURCES;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{debug, info, warn};
 
 use crate::collect::CollectMetrics;
 use crate::events::{self, Recorder};
@@ -29,8 +33,8 @@ use crate::peers::{self, Following};
 use crate::pods::{self, Pods};
 use crate::readiness::Readiness;
 use crate::registry::Source;
-use crate::streams::Streams;
-use crate::{client, cni, collect, host, http, kubelet, own_node, scrape};
+use crate::streams::{Origin, Streams};
+use crate::{client, cni, collect, host, http, kubelet, own_node, scrape, service_health};
 
 /// The source of what the agent finds on its own machine.
 const HOST_SOURCE: &str = "this host";
@@ -44,17 +48,10 @@ const BPFFS: &str = "/sys/fs/bpf";
 pub async fn run(flags: Flags) -> anyhow::Result<()> {
     let readiness = Arc::new(Readiness::default());
     readiness.stage("loading the programs");
-    let dataplane = Arc::new(open_dataplane(flags.pin_dir.clone()).await?);
-    let mut registry = Registry::default();
-    let ours = registry.sub_registry_with_prefix("fairlead");
-    let metrics = Counted {
-        reconcile: Metrics::register(ours),
-        collect: CollectMetrics::register(ours),
-        keeper: KeeperMetrics::register(ours),
-    };
-    registry.register_collector(Box::new(scrape::Dataplane(dataplane.maps().clone())));
-    let kubelet_metrics = Arc::new(OnceLock::new());
-    registry.register_collector(Box::new(scrape::Pods(kubelet_metrics.clone())));
+    let (_lock, dataplane) = open_dataplane(flags.pin_dir.clone()).await?;
+    let dataplane = Arc::new(dataplane);
+    tell_of_kube_proxy().await?;
+    let (registry, metrics) = register_metrics(&dataplane);
     http::serve(flags.listen, readiness.clone(), registry).await?;
 
     let network = Network::connect()?;
@@ -62,17 +59,22 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
         .uplink(flags.uplink.as_deref())
         .await
         .context("--uplink")?;
-    let client = client::connect(&flags).await?;
+    let client = match flags.services_file {
+        Some(_) => None,
+        None => Some(client::connect(&flags).await?),
+    };
     let mut tasks = JoinSet::new();
-    let kubelet = match flags.kubelet {
-        true => Some(kubelet::start(&flags, &uplink, &client, &readiness, &mut tasks).await?),
-        false => None,
+    let kubelet = match &client {
+        Some(client) if flags.kubelet => {
+            Some(kubelet::start(&flags, &uplink, client, &readiness, &mut tasks).await?)
+        }
+        _ => None,
     };
     if let Some(kubelet) = &kubelet {
         // The cell is empty until here.
-        let _ = kubelet_metrics.set(kubelet.metrics());
+        let _ = metrics.kubelet.set(kubelet.metrics());
     }
-    let source = Source::open(&flags, &client, &uplink, &readiness).await?;
+    let source = Source::open(&flags, client.as_ref(), &uplink, &readiness).await?;
     let waiting = |reason| readiness.stage(reason);
     let earlier = source.registry.earlier(&waiting).await?;
     let overlay = overlay(&flags, &uplink, &earlier, source.backend(&flags))?;
@@ -83,9 +85,16 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     source.write_subnet_env(&flags.subnet_env, &own, overlay.mtu())?;
 
     readiness.stage("wiring the host");
-    let host = host::wire(&network, uplink, &own.subnets, overlay.mtu()).await?;
+    let host = host::wire(
+        &network,
+        uplink,
+        &own.subnets,
+        overlay.mtu(),
+        &flags.state_dir,
+    )
+    .await?;
     let ipam = Arc::new(Ipam::open(
-        &flags.state_dir.join("leases"),
+        &node_agent_host::lease_dir(&flags.state_dir),
         host.pod_cidrs.clone(),
     )?);
     let handle = start_reconciler(&flags, &dataplane, metrics.reconcile, &mut tasks)?;
@@ -105,7 +114,7 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
         overlay: watch::Sender::new(overlay),
         prefixes: Prefixes::new(),
     };
-    let recorder = started.follow(source, own, &mut tasks);
+    let recorder = started.follow(source, own, &mut tasks)?;
     started.handle.wait_synced().await?;
     started
         .carry(kubelet, recorder, metrics.keeper, &mut tasks)
@@ -125,13 +134,31 @@ struct Counted {
     reconcile: Metrics,
     collect: CollectMetrics,
     keeper: KeeperMetrics,
+    /// Empty until a kubelet has started.
+    kubelet: Arc<OnceLock<Kubelet>>,
+}
+
+fn register_metrics(dataplane: &Dataplane) -> (Registry, Counted) {
+    let mut registry = Registry::default();
+    let reconcile = Metrics::register(&mut registry);
+    let ours = registry.sub_registry_with_prefix("fairlead");
+    let metrics = Counted {
+        reconcile,
+        collect: CollectMetrics::register(ours),
+        keeper: KeeperMetrics::register(ours),
+        kubelet: Arc::new(OnceLock::new()),
+    };
+    registry.register_collector(Box::new(scrape::Dataplane(dataplane.maps().clone())));
+    registry.register_collector(Box::new(scrape::Pods(metrics.kubelet.clone())));
+    (registry, metrics)
 }
 
 /// What the parts that run for ever are made of.
 struct Started {
     flags: Flags,
     readiness: Arc<Readiness>,
-    client: kube::Client,
+    /// None where a file says the Services.
+    client: Option<Client>,
     network: Network,
     dataplane: Arc<Dataplane>,
     handle: Handle,
@@ -142,8 +169,8 @@ struct Started {
 }
 
 impl Started {
-    /// Listens to the API server and to the registry of leases.
-    fn follow(&self, source: Source, own: OwnLease, tasks: &mut Tasks) -> Recorder {
+    /// Listens to the API server, or to the file in its place, and to the registry of leases.
+    fn follow(&self, source: Source, own: OwnLease, tasks: &mut Tasks) -> anyhow::Result<Recorder> {
         let name = self.flags.node_name.clone();
         let (recorder, writing) = Recorder::new(self.client.clone(), name.clone());
         spawn(tasks, "events", writing);
@@ -155,9 +182,17 @@ impl Started {
         let streams = Streams {
             handle: self.handle.clone(),
             nodes: source.nodes,
+            own: name.clone(),
+            readiness: self.readiness.clone(),
         };
-        let client = self.client.clone();
-        tasks.spawn(async move { ("watch streams", streams.run(client).await) });
+        let origin = match (&self.client, &self.flags.services_file) {
+            (Some(client), _) => Origin::Api(client.clone()),
+            (None, Some(path)) => Origin::File(path.clone()),
+            (None, None) => bail!("neither an API server nor --services-file says the Services"),
+        };
+        tasks.spawn(async move { ("watch streams", streams.run(origin).await) });
+        let checks = service_health::run(self.handle.health_checks(), self.readiness.clone());
+        spawn(tasks, "health checks of Services", checks);
         let following = Following {
             handle: self.handle.clone(),
             registry: source.registry.clone(),
@@ -170,12 +205,11 @@ impl Started {
         tasks.spawn(async move { ("registry of leases", following.run().await) });
         let keeping = peers::keep_own(source.registry, self.overlay.subscribe());
         tasks.spawn(async move { ("own lease", keeping.await) });
-        spawn(
-            tasks,
-            "Node's condition",
-            own_node::keep_condition(self.client.clone(), name, self.handle.clone()),
-        );
-        recorder
+        if let Some(client) = self.client.clone() {
+            let keeping = own_node::keep_condition(client, name, self.handle.clone());
+            spawn(tasks, "Node's condition", keeping);
+        }
+        Ok(recorder)
     }
 
     /// Takes packets, and pods.
@@ -216,7 +250,10 @@ impl Started {
         };
         match kubelet {
             Some(kubelet) => spawn(tasks, "kubelet", kubelet.run(wiring)),
-            None if self.flags.cni => cni::start(&self.flags, wiring, &self.readiness, tasks)?,
+            // Without an API server nobody would say which pods there are.
+            None if self.flags.cni && self.client.is_some() => {
+                cni::start(&self.flags, wiring, &self.readiness, tasks)?
+            }
             None => {}
         }
         Ok(())
@@ -243,17 +280,34 @@ async fn first_to_end(mut tasks: Tasks) -> anyhow::Result<()> {
 }
 
 /// Loading makes the kernel verify the programs, which blocks for a while.
-async fn open_dataplane(pin_dir: std::path::PathBuf) -> anyhow::Result<Dataplane> {
+async fn open_dataplane(pin_dir: std::path::PathBuf) -> anyhow::Result<(PinLock, Dataplane)> {
     let bpffs = Path::new(BPFFS);
     if pin_dir.starts_with(bpffs) && bpffs.is_dir() && !bpffs_mounted(bpffs)? {
         mount_bpffs(bpffs)?;
         info!(path = BPFFS, "mounted a bpffs");
     }
     let opened = tokio::task::spawn_blocking(move || {
-        Dataplane::open(&pin_dir, &DataplaneOptions::default())
+        let lock = PinLock::acquire(&pin_dir)?;
+        let dataplane = Dataplane::open(&pin_dir, &DataplaneOptions::default())?;
+        Ok::<_, node_agent_maps::Error>((lock, dataplane))
     })
     .await?;
     opened.context("opening the dataplane")
+}
+
+/// Two proxies would translate the same packets: the operator must know of the other one.
+async fn tell_of_kube_proxy() -> anyhow::Result<()> {
+    let rules = tokio::task::spawn_blocking(kube_proxy_rules).await?;
+    for found in rules.found {
+        warn!(
+            found,
+            "a kube-proxy's rules are on this node: stop it, then remove them with `kube-proxy --cleanup`"
+        );
+    }
+    for unseen in rules.unseen {
+        debug!(unseen, "rules of a kube-proxy could not be looked for");
+    }
+    Ok(())
 }
 
 fn overlay(
@@ -269,7 +323,7 @@ fn overlay(
         mode: backend.mode,
         underlay_v4: uplink.v4.first().copied(),
         underlay_v6: uplink.v6.first().copied(),
-        on_link_v4: uplink.on_link_v4.clone(),
+        on_link: uplink.on_link.clone(),
         uplink_mtu: uplink.mtu,
         port: backend.port,
         vni: backend.vni,

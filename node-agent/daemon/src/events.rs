@@ -28,10 +28,10 @@ struct Entry {
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Recorder {
-    /// And the task that writes, for ever.
-    pub fn new(client: Client, node: String) -> (Self, impl Future<Output = ()>) {
+    /// And the task that writes, for ever; without an API server the log is all there is.
+    pub fn new(client: Option<Client>, node: String) -> (Self, impl Future<Output = ()>) {
         let (sender, mut receiver) = mpsc::channel::<Entry>(256);
-        let events: Api<Event> = Api::namespaced(client, "default");
+        let events: Option<Api<Event>> = client.map(|client| Api::namespaced(client, "default"));
         let writing = async move {
             while let Some(entry) = receiver.recv().await {
                 let Entry {
@@ -39,6 +39,11 @@ impl Recorder {
                     message,
                     done,
                 } = entry;
+                let Some(events) = &events else {
+                    warn!(reason, message, "event");
+                    let _ = done.map(|done| done.send(()));
+                    continue;
+                };
                 let event = warning(&node, reason, message);
                 if let Err(error) = events.create(&PostParams::default(), &event).await {
                     warn!(

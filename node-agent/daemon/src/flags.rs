@@ -23,6 +23,20 @@ pub struct Flags {
     #[arg(long, value_name = "PATH")]
     pub kubeconfig: Option<PathBuf>,
 
+    /// File of Services and EndpointSlices, followed, in place of an API server; no pods are run then. See
+    /// docs/static-mode.md.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["server", "kubeconfig"], requires = "pod_cidr")]
+    pub services_file: Option<PathBuf>,
+
+    /// Ranges of this node's pods, at most one a family, with --services-file; otherwise its Node says them.
+    #[arg(
+        long,
+        value_name = "CIDR,...",
+        value_delimiter = ',',
+        requires = "services_file"
+    )]
+    pub pod_cidr: Vec<IpNetwork>,
+
     /// Interface towards the other nodes [default: that of the default route].
     #[arg(long, value_name = "IFNAME")]
     pub uplink: Option<String>,
@@ -36,13 +50,14 @@ pub struct Flags {
     )]
     pub service_cidr: Vec<IpNetwork>,
 
-    /// How packets go to other nodes: vxlan (as flannel's) or direct (routed on a shared link, as flannel's host-gw).
+    /// How packets go to other nodes: vxlan or udp (both as flannel's), or direct (routed on a shared link, as flannel's
+    /// host-gw).
     #[arg(long, value_name = "MODE", default_value = "vxlan")]
     pub overlay: Mode,
 
-    /// UDP port of the overlay.
-    #[arg(long, value_name = "PORT", default_value_t = 8472)]
-    pub vxlan_port: u16,
+    /// UDP port of the overlay [default: flannel's, 8472 for vxlan and 8285 for udp].
+    #[arg(long, value_name = "PORT")]
+    pub overlay_port: Option<u16>,
 
     /// VXLAN network identifier.
     #[arg(long, default_value_t = 1)]
@@ -52,7 +67,7 @@ pub struct Flags {
     #[arg(
         long,
         value_name = "PATH",
-        conflicts_with_all = ["overlay", "vxlan_port", "vni", "flannel_etcd_endpoints"]
+        conflicts_with_all = ["overlay", "overlay_port", "vni", "flannel_etcd_endpoints"]
     )]
     pub net_conf: Option<PathBuf>,
 
@@ -126,8 +141,15 @@ pub struct Flags {
     pub listen: SocketAddr,
 
     /// Where leases of pod addresses and volumes are kept.
-    #[arg(long, value_name = "PATH", default_value = "/var/lib/fairlead")]
+    #[arg(long, value_name = "PATH", default_value = node_agent_host::STATE_DIR)]
     pub state_dir: PathBuf,
+}
+
+impl Flags {
+    pub fn overlay_port(&self) -> u16 {
+        self.overlay_port
+            .unwrap_or_else(|| self.overlay.default_port())
+    }
 }
 
 #[cfg(test)]
@@ -140,6 +162,25 @@ mod tests {
         assert_eq!(flags.service_cidr.len(), 2);
         assert_eq!(flags.overlay, Mode::Vxlan);
         assert!(flags.kubelet && flags.socket_lb);
+    }
+
+    #[test]
+    fn a_file_of_services_wants_the_range_of_pods_and_no_api_server() {
+        let parse = |flags: &[&str]| {
+            let always = ["fairlead-node-agent", "--node-name=n1"];
+            Flags::try_parse_from(always.iter().chain(flags)).map_err(|error| error.to_string())
+        };
+        parse(&["--services-file=s.yaml", "--pod-cidr=10.244.1.0/24"]).unwrap();
+        let error = parse(&["--services-file=s.yaml"]).unwrap_err();
+        assert!(error.contains("--pod-cidr"), "{error}");
+        let error = parse(&["--pod-cidr=10.244.1.0/24"]).unwrap_err();
+        assert!(error.contains("--services-file"), "{error}");
+        let error = parse(&[
+            "--services-file=s.yaml",
+            "--pod-cidr=10.244.1.0/24",
+            "--server=http://x",
+        ]);
+        assert!(error.unwrap_err().contains("cannot be used with"));
     }
 
     #[test]

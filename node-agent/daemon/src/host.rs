@@ -3,15 +3,20 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
 use ebpf_abi::{Addr4, Addr6, Config, Endpoint, FamilyConfig, config_flag, endpoint_flag};
 use ipnetwork::IpNetwork;
-use node_agent_host::{HostDevice, HostDeviceSpec, Network, PodCidr, Uplink, apply_host_sysctls};
+use node_agent_host::{
+    HostDevice, HostDeviceSpec, Network, PodCidr, SysctlRecord, Uplink, plan_host_sysctls,
+    sysctl_record,
+};
 use node_agent_model::Change;
-use node_agent_overlay::{Mode, Overlay};
+use node_agent_overlay::Overlay;
 use tokio::sync::watch;
+use tracing::info;
 
 /// Ports that masquerade may use.
 const NAT_PORTS: RangeInclusive<u16> = 61000..=63999;
@@ -34,12 +39,13 @@ pub async fn wire(
     uplink: Uplink,
     pod_cidrs: &[IpNetwork],
     mtu: u32,
+    state_dir: &Path,
 ) -> anyhow::Result<Host> {
     let pod_cidrs: Vec<PodCidr> = pod_cidrs
         .iter()
         .map(|cidr| PodCidr::new(*cidr))
         .collect::<Result<_, _>>()?;
-    apply_host_sysctls(&NAT_PORTS).context("setting the kernel's parameters")?;
+    set_sysctls(state_dir).context("setting the kernel's parameters")?;
     let spec = HostDeviceSpec {
         mtu,
         gateways: pod_cidrs.iter().map(PodCidr::gateway).collect(),
@@ -53,6 +59,18 @@ pub async fn wire(
         device,
         pod_cidrs,
     })
+}
+
+/// Notes what the parameters were before they are set: `fairlead cleanup` gives them back.
+fn set_sysctls(state_dir: &Path) -> anyhow::Result<()> {
+    let changes = plan_host_sysctls(&NAT_PORTS)?;
+    let mut record = SysctlRecord::open(&sysctl_record(state_dir))?;
+    record.note(&changes)?;
+    for change in &changes {
+        change.apply()?;
+        info!(path = %change.path.display(), before = change.before, after = change.after, "kernel parameter set");
+    }
+    Ok(())
 }
 
 impl Host {
@@ -94,11 +112,6 @@ impl Host {
 
     fn config(&self, overlay: &Overlay) -> Config {
         let options = overlay.options();
-        let encapsulated = if options.mode == Mode::Vxlan {
-            config_flag::OVERLAY
-        } else {
-            0
-        };
         let source_nat = |v4: bool| {
             self.pod_cidrs
                 .iter()
@@ -108,7 +121,7 @@ impl Host {
         Config {
             uplink_ifindex: self.uplink.ifindex,
             host_ifindex: self.device.ifindex,
-            flags: encapsulated | config_flag::MASQUERADE,
+            flags: options.mode.config_flags() | config_flag::MASQUERADE,
             overlay_port_be: options.port.to_be(),
             pad: 0,
             vni: options.vni,

@@ -17,6 +17,8 @@ mod pods;
 mod readiness;
 mod registry;
 mod scrape;
+mod service_health;
+mod static_registry;
 mod streams;
 
 use std::io::IsTerminal;

@@ -81,7 +81,7 @@ impl PodHook for Pods {
     async fn pod_wired(&self, pod: &PodNetwork) -> anyhow::Result<()> {
         let id = ChangeId {
             uid: pod.uid.clone(),
-            resource_version: String::new(),
+            ..ChangeId::default()
         };
         for ip in &pod.ips {
             let endpoint = endpoint(pod.ifindex, pod.pod_mac, pod.host_mac);
@@ -109,7 +109,7 @@ impl PodHook for Pods {
     async fn pod_unwired(&self, pod: &PodNetwork) -> anyhow::Result<()> {
         let id = ChangeId {
             uid: pod.uid.clone(),
-            resource_version: String::new(),
+            ..ChangeId::default()
         };
         for ip in &pod.ips {
             self.handle

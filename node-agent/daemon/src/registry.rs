@@ -12,6 +12,7 @@ use node_agent_overlay::{
 
 use crate::flags::Flags;
 use crate::readiness::Readiness;
+use crate::static_registry::StaticRegistry;
 
 const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -30,7 +31,7 @@ impl Source {
     /// When the flags contradict each other, or a configuration cannot serve.
     pub async fn open(
         flags: &Flags,
-        client: &kube::Client,
+        client: Option<&kube::Client>,
         uplink: &Uplink,
         readiness: &Readiness,
     ) -> anyhow::Result<Self> {
@@ -46,6 +47,17 @@ impl Source {
                 )
             }
             None => None,
+        };
+        let Some(client) = client else {
+            let registry = StaticRegistry {
+                node_name: flags.node_name.clone(),
+                pod_cidrs: flags.pod_cidr.clone(),
+            };
+            return Ok(Self {
+                registry: Arc::new(registry),
+                nodes: None,
+                config,
+            });
         };
         let nodes = Arc::new(KubeRegistry::new(client.clone(), &flags.node_name));
         Ok(Self {
@@ -99,7 +111,7 @@ impl Source {
         let by_flags = Backend {
             mode: flags.overlay,
             vni: flags.vni,
-            port: flags.vxlan_port,
+            port: flags.overlay_port(),
         };
         self.config.as_ref().map_or(by_flags, |conf| conf.backend)
     }

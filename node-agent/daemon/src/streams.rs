@@ -1,13 +1,23 @@
 //! From the watch streams to the reconciler and to the registry of leases.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::bail;
 use kube::Client;
 use node_agent_overlay::KubeRegistry;
 use node_agent_reconcile::Handle;
-use node_agent_reflect::{Message, Reflected, Source};
+use node_agent_reflect::{FileError, Message, Reflected, Source, with_causes};
 use tokio::sync::mpsc;
+
+use crate::readiness::Readiness;
+
+/// Where Services and EndpointSlices come from.
+#[derive(Clone)]
+pub enum Origin {
+    Api(Client),
+    File(PathBuf),
+}
 
 /// Where the messages of the streams go.
 #[derive(Debug)]
@@ -15,6 +25,9 @@ pub struct Streams {
     pub handle: Handle,
     /// Where Nodes are leases.
     pub nodes: Option<Arc<KubeRegistry>>,
+    /// This node's name.
+    pub own: String,
+    pub readiness: Arc<Readiness>,
 }
 
 impl Streams {
@@ -23,9 +36,20 @@ impl Streams {
     /// # Errors
     ///
     /// When the reconciler is gone.
-    pub async fn run(self, client: Client) -> anyhow::Result<()> {
+    pub async fn run(self, origin: Origin) -> anyhow::Result<()> {
         let (sender, mut messages) = mpsc::channel(1024);
-        let streams = node_agent_reflect::run(client, sender);
+        let readiness = self.readiness.clone();
+        let streams = async {
+            match origin {
+                Origin::Api(client) => node_agent_reflect::run(client, sender).await,
+                Origin::File(path) => {
+                    let tell = |error: Option<&FileError>| {
+                        readiness.set_file_error(error.map(with_causes));
+                    };
+                    node_agent_reflect::run_file(path, sender, tell).await;
+                }
+            }
+        };
         let taking = async {
             while let Some(message) = messages.recv().await {
                 self.take(message).await?;
@@ -54,6 +78,10 @@ impl Streams {
                 reflected: Reflected::Node { name, node },
                 id,
             } => {
+                if name == self.own {
+                    let leaving = node.as_ref().is_some_and(|node| node.leaving);
+                    self.readiness.set_leaving(leaving);
+                }
                 if let Some(nodes) = &self.nodes {
                     nodes.node(name, node.as_ref(), id).await;
                 }

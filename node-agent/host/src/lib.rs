@@ -13,7 +13,9 @@
 
 mod error;
 mod host_device;
+mod host_device_removal;
 mod ipam;
+mod kube_proxy;
 mod mac;
 mod mounts;
 mod namespace;
@@ -24,13 +26,17 @@ mod pod_cidr;
 mod pod_link;
 mod pod_wiring;
 mod route;
+mod state;
 mod sysctl;
+mod sysctl_record;
 mod uplink;
 mod watch;
 
 pub use error::NetworkError;
 pub use host_device::{HOST_DEVICE, HOST_DEVICE_PEER, HostDevice, HostDeviceSpec};
+pub use host_device_removal::RemovedHostDevice;
 pub use ipam::{Ipam, IpamError, Lease};
+pub use kube_proxy::{KubeProxyRules, kube_proxy_rules};
 pub use mac::MacAddr;
 pub use mounts::{MountError, bpffs_mounted, cgroup2_root, mount_bpffs};
 pub use namespace::{in_namespace, namespace_id};
@@ -40,6 +46,8 @@ pub use pod_cidr::{PodCidr, PodCidrError};
 pub use pod_link::{POD_DEVICE, PodLink, PodLinkSpec, pod_device_name};
 pub use pod_wiring::{PodHook, PodNetwork, PodWiring};
 pub use route::RouteChanges;
-pub use sysctl::{SysctlError, apply_host_sysctls};
+pub use state::{STATE_DIR, lease_dir, sysctl_record};
+pub use sysctl::{SysctlChange, SysctlError, apply_host_sysctls, plan_host_sysctls};
+pub use sysctl_record::{SysctlRecord, SysctlRecordError};
 pub use uplink::Uplink;
 pub use watch::NetworkChanges;

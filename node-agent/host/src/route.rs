@@ -30,8 +30,8 @@ pub struct RouteChanges {
 
 /// What a route of ours says.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-struct HostRoute {
-    prefix: IpNetwork,
+pub(crate) struct HostRoute {
+    pub(crate) prefix: IpNetwork,
     source: Option<IpAddr>,
 }
 
@@ -112,7 +112,7 @@ impl Network {
             .map_err(failed(format!("write the default route by {gateway}")))
     }
 
-    async fn routes_of(
+    pub(crate) async fn routes_of(
         &self,
         ifindex: u32,
     ) -> Result<Vec<(HostRoute, RouteMessage)>, NetworkError> {

@@ -59,6 +59,15 @@ impl Family {
     }
 }
 
+/// A parameter that is to get another value.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SysctlChange {
+    /// The file in `/proc/sys`.
+    pub path: PathBuf,
+    pub before: String,
+    pub after: String,
+}
+
 /// Sets what the node needs in the namespace of the calling thread; values that are right are not written.
 /// `nat_ports`, in host order, are the ports that the dataplane gives to masqueraded connections.
 ///
@@ -66,28 +75,74 @@ impl Family {
 ///
 /// [`SysctlError`], which names the file.
 pub fn apply_host_sysctls(nat_ports: &RangeInclusive<u16>) -> Result<(), SysctlError> {
+    plan_host_sysctls(nat_ports)?
+        .iter()
+        .try_for_each(SysctlChange::apply)
+}
+
+/// What [`apply_host_sysctls`] would write, in order.
+///
+/// # Errors
+///
+/// [`SysctlError`], which names the file.
+pub fn plan_host_sysctls(
+    nat_ports: &RangeInclusive<u16>,
+) -> Result<Vec<SysctlChange>, SysctlError> {
+    let mut changes = Vec::new();
     if Family::V6.directory().exists() {
         for interface in interfaces(Family::V6)? {
             let path = Family::V6.directory().join(interface).join("accept_ra");
             if read(&path)? == "1" {
-                write(&path, "2")?;
+                want(&mut changes, path, "2")?;
             }
         }
-        ensure(Path::new(IPV6_FORWARD), "1")?;
+        want(&mut changes, IPV6_FORWARD.into(), "1")?;
     }
-    ensure(Path::new(IPV4_FORWARD), "1")?;
-    loosen_rp_filter()?;
-    let path = Path::new(RESERVED_PORTS);
-    let present = read(path)?;
+    want(&mut changes, IPV4_FORWARD.into(), "1")?;
+    loosen_rp_filter(&mut changes)?;
+    let path = PathBuf::from(RESERVED_PORTS);
+    let present = read(&path)?;
     let wanted = with_reserved(&present, nat_ports).ok_or_else(|| SysctlError::Ports {
-        path: path.to_owned(),
-        value: present.clone(),
+        path: path.clone(),
+        value: present,
     })?;
-    if wanted == present {
-        Ok(())
-    } else {
-        write(path, &wanted)
+    want(&mut changes, path, &wanted)?;
+    Ok(changes)
+}
+
+impl SysctlChange {
+    /// # Errors
+    ///
+    /// [`SysctlError::Write`].
+    pub fn apply(&self) -> Result<(), SysctlError> {
+        write(&self.path, &self.after)
     }
+
+    /// Writes the value of before, unless somebody has changed the parameter since: then that value stays, and the
+    /// answer is false.
+    ///
+    /// # Errors
+    ///
+    /// [`SysctlError`], which names the file.
+    pub fn revert(&self) -> Result<bool, SysctlError> {
+        if read(&self.path)? != self.after {
+            return Ok(false);
+        }
+        write(&self.path, &self.before).map(|()| true)
+    }
+}
+
+/// Adds a change, unless the value is right.
+fn want(changes: &mut Vec<SysctlChange>, path: PathBuf, value: &str) -> Result<(), SysctlError> {
+    let before = read(&path)?;
+    if before != value {
+        changes.push(SysctlChange {
+            path,
+            before,
+            after: value.to_owned(),
+        });
+    }
+    Ok(())
 }
 
 /// Sets one parameter of one interface (or of `all`, or of `default`).
@@ -138,7 +193,7 @@ pub(crate) fn quiet_ipv6(interface: &str) -> Result<(), SysctlError> {
 
 /// The kernel checks by the stricter of `all` and the interface, so a strict `all` moves to the interfaces, where it
 /// keeps its meaning for all but ours.
-fn loosen_rp_filter() -> Result<(), SysctlError> {
+fn loosen_rp_filter(changes: &mut Vec<SysctlChange>) -> Result<(), SysctlError> {
     let directory = Family::V4.directory();
     let all = directory.join("all/rp_filter");
     if read(&all)? != "1" {
@@ -147,10 +202,10 @@ fn loosen_rp_filter() -> Result<(), SysctlError> {
     for interface in interfaces(Family::V4)? {
         let path = directory.join(interface).join("rp_filter");
         if path != all && read(&path)? == "0" {
-            write(&path, "1")?;
+            want(changes, path, "1")?;
         }
     }
-    write(&all, "0")
+    want(changes, all, "0")
 }
 
 fn interfaces(family: Family) -> Result<Vec<PathBuf>, SysctlError> {

@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     Dataplane, Error, Program,
-    load::links_dir,
+    load::{file_error, links_dir},
     sys::{self, Access, LinkKind},
 };
 
@@ -155,36 +155,7 @@ impl Dataplane {
     ///
     /// When the pins cannot be read.
     pub fn links(&self) -> Result<Vec<Link>, Error> {
-        let dir = links_dir(&self.pin_dir);
-        let file_error = |source| Error::File {
-            action: "list the links in",
-            path: dir.clone(),
-            source,
-        };
-        let mut links = Vec::new();
-        for entry in fs::read_dir(&dir).map_err(file_error)? {
-            let name = entry
-                .map_err(file_error)?
-                .file_name()
-                .to_string_lossy()
-                .into_owned();
-            let info = sys::obj_get(&dir.join(&name), Access::ReadWrite)
-                .and_then(|fd| fd.map(|fd| sys::link_info(fd.as_fd())).transpose())
-                .map_err(|source| Error::Link {
-                    action: "open",
-                    name: name.clone(),
-                    source,
-                })?;
-            // Removed since the directory was read.
-            let Some(info) = info else { continue };
-            links.push(Link {
-                name,
-                target: target_of(info.kind),
-                program_id: info.prog_id,
-            });
-        }
-        links.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(links)
+        links(&self.pin_dir)
     }
 
     /// The names under which pods are attached, as they were given to [`Dataplane::attach_pod`].
@@ -246,6 +217,39 @@ impl Dataplane {
         }
         Ok(links_dir(&self.pin_dir).join(name))
     }
+}
+
+/// The links that are pinned in a pin directory, by name; needs no agent.
+///
+/// # Errors
+///
+/// When the pins cannot be read.
+pub fn links(pin_dir: &Path) -> Result<Vec<Link>, Error> {
+    let dir = links_dir(pin_dir);
+    let mut links = Vec::new();
+    for entry in fs::read_dir(&dir).map_err(file_error("list the links in", &dir))? {
+        let name = entry
+            .map_err(file_error("list the links in", &dir))?
+            .file_name()
+            .to_string_lossy()
+            .into_owned();
+        let info = sys::obj_get(&dir.join(&name), Access::ReadWrite)
+            .and_then(|fd| fd.map(|fd| sys::link_info(fd.as_fd())).transpose())
+            .map_err(|source| Error::Link {
+                action: "open",
+                name: name.clone(),
+                source,
+            })?;
+        // Removed since the directory was read.
+        let Some(info) = info else { continue };
+        links.push(Link {
+            name,
+            target: target_of(info.kind),
+            program_id: info.prog_id,
+        });
+    }
+    links.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(links)
 }
 
 impl Target<'_> {

@@ -1,12 +1,13 @@
 //! What the agent exports as metrics: drops by reason, how full maps are, how much was written.
 
-use std::sync::OnceLock;
+use std::{io, sync::OnceLock};
 
 use ebpf_abi::{Counter, DropReason};
 
 use crate::{
-    MapError, Maps,
+    MapError, MapLayout, Maps,
     bytes::{as_bytes, from_bytes},
+    sys,
 };
 
 /// What this process wrote to a map.
@@ -74,6 +75,18 @@ impl Maps {
             });
         }
         Ok(usage)
+    }
+
+    /// Name, layout and memory of every map: the bytes that the kernel has allocated for it, if it tells them
+    /// (`memlock` in `/proc/self/fdinfo`).
+    ///
+    /// # Errors
+    ///
+    /// When the descriptors of this process cannot be read.
+    pub fn layouts(&self) -> io::Result<Vec<(&'static str, MapLayout, Option<u64>)>> {
+        self.all()
+            .map(|map| Ok((map.name(), map.layout(), sys::map_memory(map.fd())?)))
+            .collect()
     }
 
     /// What this process wrote to each map, by the map's name.

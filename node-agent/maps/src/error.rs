@@ -57,6 +57,11 @@ pub enum Error {
         key_size: usize,
         value_size: usize,
     },
+    #[error(
+        "{} is in use by {owner}: one agent a pin directory; stop it, or name another with --pin-dir",
+        path.display()
+    )]
+    InUse { path: PathBuf, owner: String },
     #[error("map {map} is not pinned at {}: no agent ran with this directory", path.display())]
     NotPinned { map: &'static str, path: PathBuf },
     #[error("{action} program {program}")]

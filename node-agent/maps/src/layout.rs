@@ -25,16 +25,23 @@ pub(crate) mod map_type {
     pub const LPM_TRIE: u32 = 11;
 }
 
+impl MapLayout {
+    /// The type of the map as bpftool names it.
+    pub fn kind(&self) -> String {
+        match self.map_type {
+            map_type::HASH => "hash".into(),
+            map_type::ARRAY => "array".into(),
+            map_type::PERCPU_ARRAY => "percpu_array".into(),
+            map_type::LRU_HASH => "lru_hash".into(),
+            map_type::LPM_TRIE => "lpm_trie".into(),
+            other => format!("type {other}"),
+        }
+    }
+}
+
 impl fmt::Display for MapLayout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.map_type {
-            map_type::HASH => f.write_str("hash")?,
-            map_type::ARRAY => f.write_str("array")?,
-            map_type::PERCPU_ARRAY => f.write_str("percpu_array")?,
-            map_type::LRU_HASH => f.write_str("lru_hash")?,
-            map_type::LPM_TRIE => f.write_str("lpm_trie")?,
-            other => write!(f, "type {other}")?,
-        }
+        f.write_str(&self.kind())?;
         write!(
             f,
             " key {} B value {} B max_entries {} flags {:#x}",

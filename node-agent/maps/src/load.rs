@@ -147,7 +147,7 @@ pub(crate) fn file_error(
     }
 }
 
-fn make_pin_dirs(pin_dir: &Path) -> Result<(), Error> {
+pub(crate) fn make_pin_dirs(pin_dir: &Path) -> Result<(), Error> {
     let existing = pin_dir
         .ancestors()
         .find(|dir| dir.exists())

@@ -4,8 +4,8 @@ use std::{path::Path, sync::Arc};
 
 use ebpf_abi::{
     Addr4, Addr6, Address, Backend, Config, Conn, ConnKey, Counter, Endpoint, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Peer, Plain, Route, RouteKey, Service, SocketOrigin,
-    maps as names,
+    FragmentPorts, Frontend, FrontendKey, Peer, Plain, Route, RouteKey, Service, ServiceName,
+    SocketOrigin, maps as names,
 };
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
 pub struct Maps {
     pub config: Table<u32, Config>,
     pub service: Table<u32, Service>,
+    pub service_name: Table<u32, ServiceName>,
     /// Slot index to backend id.
     pub slot: Table<u32, u32>,
     /// The next turn of each service, by service id.
@@ -108,6 +109,7 @@ impl Maps {
         Ok(Self {
             config: pins.table(names::CONFIG)?,
             service: pins.table(names::SERVICE)?,
+            service_name: pins.table(names::SERVICE_NAME)?,
             slot: pins.table(names::SLOT)?,
             cursor: pins.table(names::CURSOR)?,
             peer: pins.table(names::PEER)?,
@@ -121,6 +123,7 @@ impl Maps {
         let shared = [
             self.config.raw(),
             self.service.raw(),
+            self.service_name.raw(),
             self.slot.raw(),
             self.cursor.raw(),
             self.peer.raw(),

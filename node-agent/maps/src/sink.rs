@@ -31,6 +31,9 @@ impl MapSink for Maps {
                 MapOp::Service { id, service } => {
                     writer.add(index, &self.service, id, service.as_ref())?;
                 }
+                MapOp::ServiceName { id, name } => {
+                    writer.add(index, &self.service_name, id, name.as_ref())?;
+                }
                 MapOp::Peer { id, peer } => writer.add(index, &self.peer, id, Some(peer))?,
             }
         }

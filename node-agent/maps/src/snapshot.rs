@@ -12,6 +12,7 @@ pub(crate) fn read(maps: &Maps) -> Result<Snapshot, MapError> {
         v6: read_family(&maps.v6)?,
         config: maps.config.get(&0)?.unwrap_or_else(Config::default),
         services: maps.service.entries()?.into_iter().collect(),
+        service_names: maps.service_name.entries()?.into_iter().collect(),
         slots: used(&maps.slot)?.into_iter().collect(),
         peers: used(&maps.peer)?.into_iter().collect(),
     })

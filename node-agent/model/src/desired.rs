@@ -8,8 +8,8 @@ use ebpf_abi::{Config, Endpoint, Family, frontend_flag};
 use crate::address::family_of;
 use crate::select::select;
 use crate::{
-    Change, EndpointSlice, ObjectName, PeerRoutes, Protocol, Service, ServicePort, SliceEndpoint,
-    TrafficPolicy,
+    Change, EndpointSlice, HealthCheck, ObjectName, PeerRoutes, Protocol, Service, ServicePort,
+    SliceEndpoint, TrafficPolicy,
 };
 
 /// All objects, with indexes from each to what depends on it.
@@ -24,6 +24,8 @@ pub struct Desired {
     pub(crate) peers: BTreeMap<String, PeerRoutes>,
     pub(crate) config: Option<Config>,
     dirty: Dirty,
+    /// Services whose health check may have another answer since somebody asked.
+    unasked: BTreeSet<ObjectName>,
 }
 
 /// What must be planned again.
@@ -139,7 +141,34 @@ impl Desired {
     }
 
     pub(crate) fn take_dirty(&mut self) -> Dirty {
+        self.unasked.extend(self.dirty.services.iter().cloned());
         std::mem::take(&mut self.dirty)
+    }
+
+    /// The health checks that may have changed since the last call, of Services that were planned; `None` for one that
+    /// has no health check.
+    pub fn take_health_checks(&mut self) -> Vec<(ObjectName, Option<HealthCheck>)> {
+        let names = std::mem::take(&mut self.unasked);
+        let answer = |name: ObjectName| {
+            let check = self.health_check(&name);
+            (name, check)
+        };
+        names.into_iter().map(answer).collect()
+    }
+
+    fn health_check(&self, name: &ObjectName) -> Option<HealthCheck> {
+        let port = self.services.get(name)?.health_check_node_port?;
+        let slices = self.slices_of.get(name).into_iter().flatten();
+        let local: BTreeSet<IpAddr> = slices
+            .filter_map(|slice| self.slices.get(slice))
+            .flat_map(|slice| &slice.endpoints)
+            .filter(|endpoint| endpoint.ready && endpoint.node.as_deref() == Some(&self.node))
+            .map(|endpoint| endpoint.addr)
+            .collect();
+        Some(HealthCheck {
+            port,
+            local_endpoints: local.len(),
+        })
     }
 
     pub(crate) fn dirty_mut(&mut self) -> &mut Dirty {

@@ -7,12 +7,14 @@ use std::net::{IpAddr, SocketAddr};
 
 use ebpf_abi::{
     Addr4, Addr6, Backend, Family, Frontend, FrontendKey, Peer, Route, RouteKey, Service,
-    backend_state, maps, peer_mode,
+    ServiceName, backend_state, maps, name_policy, peer_mode,
 };
 use ipnetwork::IpNetwork;
 
 use crate::desired::FrontendAddr;
-use crate::{Applied, Desired, FamilyOp, MapFamily, MapOp, Plan, Refusal};
+use crate::{
+    Applied, Desired, FamilyOp, MapFamily, MapOp, ObjectName, Plan, Refusal, TrafficPolicy,
+};
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Phase {
@@ -22,10 +24,12 @@ enum Phase {
     EndpointPut,
     BackendPut,
     Slots,
+    ServiceNamePut,
     ServicePut,
     FrontendPut,
     FrontendDelete,
     ServiceDelete,
+    ServiceNameDelete,
     BackendRetire,
     EndpointDelete,
     RouteDelete,
@@ -72,6 +76,7 @@ pub(crate) fn emit(desired: &mut Desired, applied: &mut Applied, plan: &mut Plan
     backend_ops::<Addr6>(applied, &mut ops);
     for id in touched.services {
         service_ops(applied, id, &mut ops);
+        service_name_ops(applied, id, &mut ops);
     }
     for frontend in touched.frontends {
         frontend_ops::<Addr4>(applied, frontend, &mut ops);
@@ -110,6 +115,7 @@ impl Applied {
         self.touched.frontends.extend(self.frontends.keys());
         self.touched.services.extend(self.set_of_id.keys());
         self.touched.services.extend(self.held.services.keys());
+        self.touched.services.extend(self.held.service_names.keys());
         self.touched.routes.extend(self.routes.keys());
         self.touched.peers.extend(self.peer_of_id.keys());
         self.touched.peers.extend(self.held.peers.keys());
@@ -326,6 +332,32 @@ fn service_ops(applied: &Applied, id: u32, ops: &mut Phased) {
                 service: wanted,
             },
         ));
+    }
+}
+
+fn service_name_ops(applied: &Applied, id: u32, ops: &mut Phased) {
+    let wanted = applied.set_of_id.get(&id).map(|key| {
+        let policy = match key.policy {
+            TrafficPolicy::Cluster => name_policy::CLUSTER,
+            TrafficPolicy::Local => name_policy::LOCAL,
+        };
+        let ObjectName { namespace, name } = &key.service;
+        ServiceName::new(
+            namespace,
+            name,
+            &key.port,
+            key.protocol.number(),
+            policy,
+            key.family,
+        )
+    });
+    if wanted.as_ref() != applied.held.service_names.get(&id) {
+        let phase = if wanted.is_some() {
+            Phase::ServiceNamePut
+        } else {
+            Phase::ServiceNameDelete
+        };
+        ops.push((phase, MapOp::ServiceName { id, name: wanted }));
     }
 }
 

@@ -24,8 +24,8 @@ pub use applied::Applied;
 pub use capacity::Capacity;
 pub use desired::Desired;
 pub use object::{
-    Change, ChangeId, EndpointSlice, Node, ObjectName, PeerRoutes, Protocol, Service, ServicePort,
-    SliceEndpoint, SlicePort, TrafficPolicy,
+    Change, ChangeId, EndpointSlice, HealthCheck, Node, ObjectName, PeerRoutes, Protocol, Service,
+    ServicePort, SliceEndpoint, SlicePort, TrafficPolicy,
 };
 pub use ops::{FamilyOp, MapOp, MapSink, SinkError, Snapshot, SnapshotFamily};
 pub use plan::{Plan, QUARANTINE, Refusal, plan};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use ebpf_abi::{Config, Endpoint, Peer};
 use ipnetwork::IpNetwork;
@@ -34,6 +35,9 @@ impl fmt::Display for ObjectName {
 pub struct ChangeId {
     pub uid: String,
     pub resource_version: String,
+    /// When what made the object change happened, such as a Pod's becoming ready; of EndpointSlices only, by the
+    /// control plane's clock.
+    pub triggered_at: Option<SystemTime>,
 }
 
 impl fmt::Display for ChangeId {
@@ -90,6 +94,17 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     pub internal_policy: TrafficPolicy,
     pub external_policy: TrafficPolicy,
+    /// `spec.healthCheckNodePort`: where a load balancer asks this node for local endpoints.
+    pub health_check_node_port: Option<u16>,
+}
+
+/// What a load balancer that asks at the healthCheckNodePort of a Service is told.
+/// <https://kubernetes.io/docs/concepts/services-networking/service/#load-balancer-nodeport-allocation>
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct HealthCheck {
+    pub port: u16,
+    /// Ready endpoints on this node, each address once.
+    pub local_endpoints: usize,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -139,6 +154,8 @@ pub struct Node {
     pub annotations: BTreeMap<String, String>,
     /// `metadata.creationTimestamp`, in seconds since 1970; 0 if unknown.
     pub created: i64,
+    /// About to go: it is being deleted, or its autoscaler has said so. Load balancers should leave it.
+    pub leaving: bool,
 }
 
 /// Another node: how to reach it, and which prefixes lie there.

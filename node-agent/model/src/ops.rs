@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use ebpf_abi::{
     Addr4, Addr6, Backend, Config, Endpoint, Frontend, FrontendKey, Peer, Route, RouteKey, Service,
+    ServiceName,
 };
 
 /// One write to one map. A plan is a list of them in the order in which they must become visible: backends, slots,
@@ -21,6 +22,10 @@ pub enum MapOp {
     Service {
         id: u32,
         service: Option<Service>,
+    },
+    ServiceName {
+        id: u32,
+        name: Option<ServiceName>,
     },
     /// `Peer::default()` frees the id.
     Peer {
@@ -58,6 +63,7 @@ pub struct Snapshot {
     pub v6: SnapshotFamily<Addr6>,
     pub config: Config,
     pub services: BTreeMap<u32, Service>,
+    pub service_names: BTreeMap<u32, ServiceName>,
     /// Slot index to backend id.
     pub slots: BTreeMap<u32, u32>,
     pub peers: BTreeMap<u32, Peer>,

@@ -18,6 +18,7 @@ impl Snapshot {
                     .extend((*base..).zip(backend_ids.iter().copied()));
             }
             MapOp::Service { id, service } => put(&mut self.services, *id, *service),
+            MapOp::ServiceName { id, name } => put(&mut self.service_names, *id, *name),
             MapOp::Peer { id, peer } => put(
                 &mut self.peers,
                 *id,
@@ -55,6 +56,7 @@ impl Snapshot {
         idle::<Addr4>(self)
             && idle::<Addr6>(self)
             && self.services.is_empty()
+            && self.service_names.is_empty()
             && self.peers.values().all(|peer| peer.mode == peer_mode::NONE)
     }
 }

@@ -1,6 +1,8 @@
 //! How changes reach the loop.
 
-use node_agent_model::{Change, ChangeId};
+use std::collections::BTreeMap;
+
+use node_agent_model::{Change, ChangeId, HealthCheck, ObjectName};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::Status;
@@ -10,7 +12,11 @@ use crate::Status;
 pub struct Handle {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) status: watch::Receiver<Status>,
+    pub(crate) health_checks: watch::Receiver<HealthChecks>,
 }
+
+/// What load balancers are told, by Service.
+pub type HealthChecks = BTreeMap<ObjectName, HealthCheck>;
 
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -78,6 +84,11 @@ impl Handle {
     /// Follows what the loop reports; does not keep it running.
     pub fn watch(&self) -> watch::Receiver<Status> {
         self.status.clone()
+    }
+
+    /// Follows the health checks of Services, as the maps have them; does not keep the loop running.
+    pub fn health_checks(&self) -> watch::Receiver<HealthChecks> {
+        self.health_checks.clone()
     }
 
     /// Waits until the maps hold everything for the first time.

@@ -6,11 +6,12 @@
 
 mod backoff;
 mod handle;
+mod kube_proxy_metrics;
 mod metrics;
 mod reconciler;
 mod status;
 
-pub use handle::{ApplyError, Handle};
+pub use handle::{ApplyError, Handle, HealthChecks};
 pub use metrics::Metrics;
 pub use reconciler::{Options, Reconciler};
 pub use status::Status;

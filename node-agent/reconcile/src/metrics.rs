@@ -10,32 +10,41 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-/// A clone counts into the same metrics.
+use crate::kube_proxy_metrics::KubeProxyMetrics;
+
+/// Our own, and those that kube-proxy has under its names. A clone counts into the same metrics.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     operations: Family<[(&'static str, &'static str); 1], Counter>,
     pub(crate) sync_duration: Histogram,
     pub(crate) failures: Counter,
+    map_failures: Family<[(&'static str, &'static str); 1], Counter>,
     pub(crate) repairs: Counter,
     pub(crate) refused: Gauge,
     pub(crate) services: Gauge,
     pub(crate) endpoint_slices: Gauge,
+    pub(crate) kube_proxy: KubeProxyMetrics,
 }
 
 impl Metrics {
-    /// Registers the metrics, which begin with the registry's prefix.
+    /// Registers the metrics: `fairlead_…` and `kubeproxy_…`.
     pub fn register(registry: &mut Registry) -> Self {
+        let kube_proxy = KubeProxyMetrics::register(registry.sub_registry_with_prefix("kubeproxy"));
+        let registry = registry.sub_registry_with_prefix("fairlead");
         let metrics = Self {
             operations: Family::default(),
             sync_duration: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
             failures: Counter::default(),
+            map_failures: Family::default(),
             repairs: Counter::default(),
             refused: Gauge::default(),
             services: Gauge::default(),
             endpoint_slices: Gauge::default(),
+            kube_proxy,
         };
         for map in RECONCILED {
             let _at_zero = metrics.operations.get_or_create(&[("map", map)]);
+            let _at_zero = metrics.map_failures.get_or_create(&[("map", map)]);
         }
         registry.register(
             "map_operations",
@@ -51,6 +60,11 @@ impl Metrics {
             "sync_failures",
             "Batches that a map refused",
             metrics.failures.clone(),
+        );
+        registry.register(
+            "map_failures",
+            "Writes that the map refused, and objects that were refused because it is full",
+            metrics.map_failures.clone(),
         );
         registry.register(
             "repairs",
@@ -81,17 +95,23 @@ impl Metrics {
         }
     }
 
+    /// A map did not take what it should.
+    pub(crate) fn refused_by(&self, map: &'static str) {
+        self.map_failures.get_or_create(&[("map", map)]).inc();
+    }
+
     pub(crate) fn synced(&self, took: Duration) {
         self.sync_duration.observe(took.as_secs_f64());
     }
 }
 
 /// The maps that the reconciler owns.
-const RECONCILED: [&str; 12] = [
+const RECONCILED: [&str; 13] = [
     maps::CONFIG,
     maps::FRONTEND4,
     maps::FRONTEND6,
     maps::SERVICE,
+    maps::SERVICE_NAME,
     maps::SLOT,
     maps::BACKEND4,
     maps::BACKEND6,
@@ -125,6 +145,7 @@ fn map_of(op: &MapOp) -> &'static str {
         MapOp::Config(_) => maps::CONFIG,
         MapOp::Slots { .. } => maps::SLOT,
         MapOp::Service { .. } => maps::SERVICE,
+        MapOp::ServiceName { .. } => maps::SERVICE_NAME,
         MapOp::Peer { .. } => maps::PEER,
     }
 }

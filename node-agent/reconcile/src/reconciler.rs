@@ -1,7 +1,7 @@
 //! The loop itself.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use node_agent_model::{Applied, Capacity, Change, Desired, MapSink, QUARANTINE, SinkError, plan};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -10,7 +10,8 @@ use tracing::{debug, error, info, warn};
 
 use crate::backoff::Backoff;
 use crate::handle::Command;
-use crate::{ApplyError, Handle, Metrics, Status};
+use crate::kube_proxy_metrics::{Counted, Pending};
+use crate::{ApplyError, Handle, HealthChecks, Metrics, Status};
 
 /// How the loop works.
 #[derive(Clone, Debug)]
@@ -58,6 +59,8 @@ pub struct Reconciler<S> {
     compare_at: Instant,
     /// When the first change came that is not in the maps yet.
     changed_at: Option<Instant>,
+    pending: Pending,
+    health_checks: watch::Sender<HealthChecks>,
 }
 
 #[derive(Debug)]
@@ -92,6 +95,7 @@ impl<S: MapSink + Send + 'static> Reconciler<S> {
             ..Status::default()
         });
         let (sender, commands) = mpsc::channel(4096);
+        let (health_checks, health_checks_reader) = watch::channel(HealthChecks::new());
         let now = Instant::now();
         let state = State {
             desired: Desired::new(options.node_name.clone()),
@@ -113,12 +117,15 @@ impl<S: MapSink + Send + 'static> Reconciler<S> {
             retry_at: None,
             failing: false,
             changed_at: None,
+            pending: Pending::new(),
+            health_checks,
         };
         Ok((
             reconciler,
             Handle {
                 commands: sender,
                 status: status_reader,
+                health_checks: health_checks_reader,
             },
         ))
     }
@@ -164,7 +171,10 @@ impl<S: MapSink + Send + 'static> Reconciler<S> {
         match command {
             Command::Change { change, id } => {
                 let kind = kind_of(&change);
+                let counted = Counted::of(&change);
                 if self.state.desired.change(change) {
+                    self.pending.add(counted, id.triggered_at);
+                    self.metrics.kube_proxy.queued(counted, &self.pending);
                     debug!(change = %id, kind, "planned");
                     self.changed_at.get_or_insert_with(Instant::now);
                 }
@@ -200,6 +210,7 @@ impl<S: MapSink + Send + 'static> Reconciler<S> {
 
     /// One pass; `None` when it panicked, which ends the loop.
     async fn pass(mut self) -> Option<Self> {
+        let began = Instant::now();
         let mut state = self.state;
         let joined = tokio::task::spawn_blocking(move || {
             let outcome = state.pass();
@@ -215,6 +226,7 @@ impl<S: MapSink + Send + 'static> Reconciler<S> {
         };
         self.state = state;
         self.metrics.applied(&ops);
+        self.metrics.kube_proxy.passed(began.elapsed());
         self.report(&pass);
         Some(self)
     }
@@ -231,6 +243,7 @@ impl<S: MapSink + Send + 'static> Reconciler<S> {
             .refused
             .set(i64::try_from(pass.refused.len()).unwrap_or(i64::MAX));
         for refusal in &pass.refused {
+            self.metrics.refused_by(refusal.map);
             warn!(
                 object = refusal.object,
                 map = refusal.map,
@@ -241,6 +254,7 @@ impl<S: MapSink + Send + 'static> Reconciler<S> {
         let answer = match (&pass.result, pass.refused.first()) {
             (Err(failure), _) => {
                 self.metrics.failures.inc();
+                self.metrics.refused_by(failure.map);
                 let delay = self.backoff.next();
                 self.retry_at = Some(Instant::now() + delay);
                 let failure = with_causes(failure);
@@ -258,6 +272,9 @@ impl<S: MapSink + Send + 'static> Reconciler<S> {
                 if let Some(began) = self.changed_at.take() {
                     self.metrics.synced(began.elapsed());
                 }
+                self.metrics.kube_proxy.synced(&self.pending);
+                self.pending.clear();
+                self.tell_health_checks();
                 if pass.repaired && pass.ops > 0 && self.status.borrow().synced {
                     self.metrics.repairs.inc_by(pass.ops as u64);
                     warn!(
@@ -280,6 +297,12 @@ impl<S: MapSink + Send + 'static> Reconciler<S> {
         };
         self.status.send_modify(|status| {
             status.synced |= pass.result.is_ok();
+            if pass.result.is_ok() {
+                status.updated_at = Some(SystemTime::now());
+                status.behind_since = None;
+            } else {
+                status.behind_since.get_or_insert_with(SystemTime::now);
+            }
             status.error = pass.result.as_ref().err().map(with_causes);
             status.refused.clone_from(&pass.refused);
         });
@@ -287,6 +310,24 @@ impl<S: MapSink + Send + 'static> Reconciler<S> {
             // Who no longer waits needs no answer.
             let _ = waiting.send(answer.clone());
         }
+    }
+}
+
+impl<S> Reconciler<S> {
+    /// Load balancers learn of endpoints when connections would find them, and not before.
+    fn tell_health_checks(&mut self) {
+        let changes = self.state.desired.take_health_checks();
+        self.health_checks.send_if_modified(|checks| {
+            let mut modified = false;
+            for (name, check) in changes {
+                let before = match check {
+                    Some(check) => checks.insert(name, check),
+                    None => checks.remove(&name),
+                };
+                modified |= before != check;
+            }
+            modified
+        });
     }
 }
 

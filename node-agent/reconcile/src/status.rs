@@ -1,6 +1,7 @@
 //! What the loop reports: for readiness, for the Node's condition, for people.
 
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 use node_agent_model::Refusal;
 
@@ -11,6 +12,10 @@ pub struct Status {
     pub waiting_for: BTreeSet<&'static str>,
     /// Everything that was known at the time was in the maps at least once.
     pub synced: bool,
+    /// When the maps last held everything that was known.
+    pub updated_at: Option<SystemTime>,
+    /// Since when passes fail.
+    pub behind_since: Option<SystemTime>,
     /// The last pass failed like this.
     pub error: Option<String>,
     /// What does not fit into the maps.

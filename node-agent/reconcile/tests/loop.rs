@@ -63,7 +63,7 @@ impl MapSink for Maps {
 }
 
 fn start(maps: &Maps, options: Options) -> (Handle, Registry) {
-    let mut registry = Registry::with_prefix("fairlead");
+    let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     let (reconciler, handle) = Reconciler::new(maps.clone(), options, metrics).unwrap();
     tokio::spawn(reconciler.run());
@@ -157,7 +157,7 @@ async fn a_restart_in_an_unchanged_world_writes_nothing_and_the_metric_says_so()
     sources(&handle).await;
     handle.flush().await.unwrap();
     let applied = maps.state().applied;
-    assert_eq!(applied, 5);
+    assert_eq!(applied, 6);
     assert!(
         text(&registry).contains("fairlead_map_operations_total{map=\"backend4_v1\"} 2"),
         "{}",
@@ -174,7 +174,7 @@ async fn a_restart_in_an_unchanged_world_writes_nothing_and_the_metric_says_so()
     let values = text
         .lines()
         .filter(|line| line.starts_with("fairlead_map_operations_total"));
-    assert_eq!(values.clone().count(), 12);
+    assert_eq!(values.clone().count(), 13);
     assert!(values.clone().all(|line| line.ends_with(" 0")), "{text}");
 }
 
@@ -209,6 +209,8 @@ async fn a_failed_batch_is_reported_read_back_and_finished() {
     assert_eq!(maps.state().maps.v4.frontends.len(), 1);
     assert_eq!(handle.status().error, None);
     assert!(text(&registry).contains("fairlead_sync_failures_total 2"));
+    let by_map = "fairlead_map_failures_total{map=\"service_v1\"} 2";
+    assert!(text(&registry).contains(by_map));
 }
 
 #[tokio::test]
@@ -301,5 +303,81 @@ async fn changes_that_come_together_are_planned_together() {
     }
     handle.flush().await.unwrap();
     // Only the last set was written: a backend, a slot, a service, a frontend.
-    assert_eq!(maps.state().applied, 4);
+    assert_eq!(maps.state().applied, 5);
+}
+
+#[tokio::test]
+async fn changes_are_counted_under_kube_proxys_names_and_timed_from_their_trigger() {
+    let maps = Maps::default();
+    let (handle, registry) = start(&maps, options());
+    web(&handle, &["10.244.1.2"]).await;
+    let said = text(&registry);
+    assert!(!said.contains("kubeproxy_sync_proxy_rules_duration_seconds_count 1"));
+    sources(&handle).await;
+    handle.flush().await.unwrap();
+
+    let change = |addr: &str, triggered_at| {
+        let slice = EndpointSlice {
+            service: ObjectName::new("default", "web"),
+            ports: Vec::new(),
+            endpoints: vec![SliceEndpoint {
+                addr: addr.parse().unwrap(),
+                ready: true,
+                serving: true,
+                terminating: false,
+                node: None,
+            }],
+        };
+        let id = ChangeId {
+            triggered_at,
+            ..ChangeId::default()
+        };
+        let name = ObjectName::new("default", "web-2");
+        handle.change(Change::EndpointSlice(name, Some(slice)), id)
+    };
+    // Long ago: before this process ran.
+    change("10.244.1.3", Some(std::time::SystemTime::UNIX_EPOCH))
+        .await
+        .unwrap();
+    handle.flush().await.unwrap();
+    change("10.244.1.4", Some(std::time::SystemTime::now()))
+        .await
+        .unwrap();
+    handle.flush().await.unwrap();
+    let said = text(&registry);
+    for line in [
+        "kubeproxy_network_programming_duration_seconds_count 1\n",
+        "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.25\"} 1\n",
+        "kubeproxy_sync_proxy_rules_service_changes_total 1\n",
+        "kubeproxy_sync_proxy_rules_service_changes_pending 0\n",
+        "kubeproxy_sync_proxy_rules_endpoint_changes_total 3\n",
+        "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0\n",
+    ] {
+        assert!(said.contains(line), "{line} is not in\n{said}");
+    }
+    assert!(!said.contains("kubeproxy_sync_proxy_rules_last_timestamp_seconds 0.0\n"));
+}
+
+#[tokio::test]
+async fn health_checks_are_told_when_the_maps_hold_what_they_say() {
+    let maps = Maps::default();
+    let (handle, _registry) = start(&maps, options());
+    let mut checks = handle.health_checks();
+    let name = ObjectName::new("default", "web");
+    let service = Service {
+        cluster_ips: vec!["10.96.0.1".parse().unwrap()],
+        health_check_node_port: Some(32000),
+        ..Service::default()
+    };
+    let change = Change::Service(name.clone(), Some(service));
+    handle.change(change, ChangeId::default()).await.unwrap();
+    assert!(checks.borrow_and_update().is_empty());
+    sources(&handle).await;
+    handle.flush().await.unwrap();
+    let check = checks.borrow_and_update().get(&name).copied().unwrap();
+    assert_eq!((check.port, check.local_endpoints), (32000, 0));
+    let change = Change::Service(name.clone(), None);
+    handle.change(change, ChangeId::default()).await.unwrap();
+    handle.flush().await.unwrap();
+    assert!(checks.borrow_and_update().is_empty());
 }

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Node, Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use node_agent_model::{
     Change, ObjectName, Protocol, ServicePort, SliceEndpoint, SlicePort, TrafficPolicy,
@@ -34,6 +34,8 @@ pub trait Kind:
 /// Another proxy serves the Service. <https://kubernetes.io/docs/reference/labels-annotations-taints/#servicekubernetesioservice-proxy-name>
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
+/// The cluster autoscaler is about to remove the node.
+const AUTOSCALER_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 impl Kind for Service {
@@ -109,7 +111,29 @@ fn service(service: &Service, name: &ObjectName) -> Option<node_agent_model::Ser
         ports: ports.collect(),
         internal_policy: policy(spec.internal_traffic_policy.as_deref()),
         external_policy: policy(spec.external_traffic_policy.as_deref()),
+        health_check_node_port: health_check_node_port(spec),
     })
+}
+
+/// The API gives one only to what a load balancer may ask for; another value means nothing.
+fn health_check_node_port(spec: &ServiceSpec) -> Option<u16> {
+    let asked = spec.type_.as_deref() == Some("LoadBalancer")
+        && policy(spec.external_traffic_policy.as_deref()) == TrafficPolicy::Local;
+    spec.health_check_node_port
+        .and_then(positive)
+        .filter(|_| asked)
+}
+
+/// Whether the Node is about to go (KEP-3836): then load balancers must stop sending it connections.
+fn is_leaving(node: &Node) -> bool {
+    let taints = node
+        .spec
+        .iter()
+        .flat_map(|spec| spec.taints.iter().flatten());
+    node.metadata.deletion_timestamp.is_some()
+        || taints
+            .into_iter()
+            .any(|taint| taint.key == AUTOSCALER_TAINT)
 }
 
 fn endpoint_slice(
@@ -156,6 +180,7 @@ fn endpoint_slice(
 }
 
 fn node(node: &Node, name: &str) -> node_agent_model::Node {
+    let leaving = is_leaving(node);
     let spec = node.spec.clone().unwrap_or_default();
     let one = spec.pod_cidr.map(|cidr| vec![cidr]);
     let cidrs = spec
@@ -189,6 +214,7 @@ fn node(node: &Node, name: &str) -> node_agent_model::Node {
             .creation_timestamp
             .as_ref()
             .map_or(0, |time| time.0.as_second()),
+        leaving,
     }
 }
 
@@ -266,6 +292,35 @@ mod tests {
                 .collect::<Vec<_>>(),
             ["b"]
         );
+    }
+
+    #[test]
+    fn only_a_load_balancer_with_the_local_policy_has_a_health_check() {
+        let check = |kind: &str, policy: &str| {
+            let spec = json!({"clusterIP": "10.96.0.9", "type": kind, "externalTrafficPolicy": policy,
+                "healthCheckNodePort": 32000, "ports": [{"port": 80}]});
+            reflect_service(spec, json!({}))
+                .unwrap()
+                .health_check_node_port
+        };
+        assert_eq!(check("LoadBalancer", "Local"), Some(32000));
+        assert_eq!(check("LoadBalancer", "Cluster"), None);
+        assert_eq!(check("NodePort", "Local"), None);
+    }
+
+    #[test]
+    fn a_node_that_is_deleted_or_tainted_by_the_autoscaler_is_leaving() {
+        let leaving = |object: Value| {
+            let object: Node = serde_json::from_value(object).unwrap();
+            node(&object, "n1").leaving
+        };
+        let taint = |key: &str| json!({"spec": {"taints": [{"key": key, "effect": "NoSchedule"}]}});
+        assert!(!leaving(json!({})));
+        assert!(!leaving(taint("node.kubernetes.io/unschedulable")));
+        assert!(leaving(taint("ToBeDeletedByClusterAutoscaler")));
+        assert!(leaving(
+            json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})
+        ));
     }
 
     #[test]

@@ -5,8 +5,11 @@
 //! removed then. Nothing is ever removed because of what was not heard.
 #![forbid(unsafe_code)]
 
+mod file;
+mod file_rules;
 mod kind;
 mod stream;
 
+pub use file::{FileError, Objects, run_file, with_causes};
 pub use kind::{Kind, Reflected};
 pub use stream::{Message, SOURCES, Source, run};

@@ -1,6 +1,7 @@
 //! One list-and-watch a kind, all into one channel.
 
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -25,7 +26,15 @@ pub enum Source {
 /// All of them.
 pub const SOURCES: [Source; 3] = [Source::Services, Source::EndpointSlices, Source::Nodes];
 
+/// When the change of a Pod or Service happened that made the control plane change the object.
+/// <https://kubernetes.io/docs/reference/labels-annotations-taints/#endpoints-kubernetes-io-last-change-trigger-time>
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
 /// What the streams say.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every message is an object: a box would cost each of them an allocation"
+)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
     Object {
@@ -87,13 +96,13 @@ async fn watch<K: Kind>(source: Source, api: Api<K>, out: mpsc::Sender<Message>)
 
 /// The names that were announced, to find out what a new list has lost.
 #[derive(Debug, Default)]
-struct Names {
+pub(crate) struct Names {
     known: BTreeSet<ObjectName>,
     listed: BTreeSet<ObjectName>,
 }
 
 impl Names {
-    fn messages<K: Kind>(&mut self, source: Source, event: Event<K>) -> Vec<Message> {
+    pub(crate) fn messages<K: Kind>(&mut self, source: Source, event: Event<K>) -> Vec<Message> {
         match event {
             Event::Init => {
                 self.listed.clear();
@@ -159,6 +168,12 @@ fn id_of<K: Kind>(object: &K) -> ChangeId {
     ChangeId {
         uid: meta.uid.clone().unwrap_or_default(),
         resource_version: meta.resource_version.clone().unwrap_or_default(),
+        triggered_at: meta
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(TRIGGER_TIME))
+            .and_then(|text| text.parse::<jiff::Timestamp>().ok())
+            .map(SystemTime::from),
     }
 }
 

@@ -72,12 +72,12 @@ where
             Family::V4 => {
                 bytes[2..8].fill(0);
                 bytes[10..12].fill(0);
-                (&[24..28], !internet_checksum(&bytes[..20]))
+                (&[(24, 28)], !internet_checksum(&bytes[..20]))
             }
-            Family::V6 => (&[4..6, 44..48], 0),
+            Family::V6 => (&[(4, 6), (44, 48)], 0),
         };
-        for range in zero {
-            bytes[range.clone()].fill(0);
+        for (from, to) in zero {
+            bytes[*from..*to].fill(0);
         }
         let mut peer = Peer {
             header_sum: u32::from(sum),

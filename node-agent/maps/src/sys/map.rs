@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use super::{Command, bpf, object_by_id, object_info};
+use super::{Command, bpf, bpf_fd, object_by_id, object_info};
 use crate::MapLayout;
 
 #[repr(C)]
@@ -43,12 +43,34 @@ struct MapInfo {
     name: [u8; 16],
 }
 
+#[repr(C)]
+struct CreateAttr {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+}
+
 /// What one `BPF_MAP_LOOKUP_BATCH` brought.
 pub(crate) struct Batch {
     /// Elements read.
     pub count: u32,
     /// No element is left.
     pub end: bool,
+}
+
+/// Makes a map without a name, which lives as long as its descriptor.
+pub(crate) fn map_create(layout: &MapLayout) -> io::Result<OwnedFd> {
+    let mut attr = CreateAttr {
+        map_type: layout.map_type,
+        key_size: layout.key_size,
+        value_size: layout.value_size,
+        max_entries: layout.max_entries,
+        map_flags: layout.flags,
+    };
+    // SAFETY: no address in the argument; the command answers a descriptor.
+    unsafe { bpf_fd(Command::MapCreate, &mut attr) }
 }
 
 /// The id and the layout of a map.
@@ -77,6 +99,13 @@ pub(crate) fn map_name(fd: BorrowedFd<'_>) -> io::Result<String> {
         .next()
         .unwrap_or_default();
     Ok(String::from_utf8_lossy(name).into_owned())
+}
+
+/// The bytes that the kernel has allocated for a map, if it tells them.
+pub(crate) fn map_memory(fd: BorrowedFd<'_>) -> io::Result<Option<u64>> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let memory = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+    Ok(memory.and_then(|bytes| bytes.trim().parse().ok()))
 }
 
 pub(crate) fn map_by_id(id: u32) -> io::Result<OwnedFd> {

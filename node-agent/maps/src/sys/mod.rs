@@ -15,8 +15,8 @@ use std::{
 
 pub(crate) use link::{LinkKind, attach_type, link_create, link_info, link_update};
 pub(crate) use map::{
-    delete_batch, delete_elem, lookup_batch, lookup_elem, map_by_id, map_info, map_name, next_key,
-    update_batch, update_elem,
+    delete_batch, delete_elem, lookup_batch, lookup_elem, map_by_id, map_create, map_info,
+    map_memory, map_name, next_key, update_batch, update_elem,
 };
 pub(crate) use object::{Access, is_bpffs, kernel_release, obj_get, obj_pin, wait_readable};
 pub(crate) use program::{TestRunArgs, prog_by_id, prog_info, prog_map_ids, prog_test_run};
@@ -25,6 +25,7 @@ pub(crate) use program::{TestRunArgs, prog_by_id, prog_info, prog_map_ids, prog_
 #[derive(Clone, Copy)]
 #[repr(i32)]
 enum Command {
+    MapCreate = 0,
     MapLookupElem = 1,
     MapUpdateElem = 2,
     MapDeleteElem = 3,

@@ -160,5 +160,6 @@ fn id(key: &str, revision: i64) -> ChangeId {
     ChangeId {
         uid: key.to_owned(),
         resource_version: revision.to_string(),
+        ..ChangeId::default()
     }
 }

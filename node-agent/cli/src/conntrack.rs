@@ -1,0 +1,174 @@
+//! `fairlead conntrack list`: the pairs of entries as the connections that they are.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use anyhow::{Context, Result};
+use ebpf_abi::{Addr4, Addr6, Conn, ConnKey, conn_flag};
+use node_agent_maps::{ConnState, FamilyMaps, Maps, conn_state, monotonic_now_ns};
+use node_agent_model::MapFamily;
+use serde::Serialize;
+
+use crate::{
+    filter::{Condition, Facts},
+    output::{Report, Section},
+    service::or_dash,
+    view::View,
+    words,
+};
+
+#[derive(Debug, Serialize)]
+pub struct List {
+    pub connections: Vec<Connection>,
+}
+
+/// A translated connection, as its first packet came and as it went on.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Connection {
+    pub protocol: String,
+    pub source: String,
+    pub destination: String,
+    /// What the backend, or the world outside, sees as source.
+    pub translated_source: String,
+    pub translated_destination: String,
+    /// `namespace/name`; empty for masquerade, and when the frontend is gone.
+    pub service: String,
+    /// 0 for masquerade.
+    pub backend_id: u32,
+    pub state: &'static str,
+    pub source_nat: bool,
+    /// Seconds since the last packet of either direction.
+    pub idle_seconds: f64,
+    #[serde(skip)]
+    facts: Facts,
+}
+
+/// # Errors
+///
+/// When the maps cannot be read.
+pub fn list(maps: &Maps, filter: &[Condition]) -> Result<List> {
+    let view = View::read(maps)?;
+    let now_ns = monotonic_now_ns();
+    let mut connections = of_family(&maps.v4, &view, now_ns)?;
+    connections.extend(of_family::<Addr6>(&maps.v6, &view, now_ns)?);
+    connections.retain(|connection| connection.facts.meet(filter));
+    Ok(List { connections })
+}
+
+trait Family: node_agent_maps::MapFamily + MapFamily {}
+impl Family for Addr4 {}
+impl Family for Addr6 {}
+
+fn of_family<A: Family>(maps: &FamilyMaps<A>, view: &View, now_ns: u64) -> Result<Vec<Connection>> {
+    let entries = maps.conn.entries().context("reading the connections")?;
+    let entries: BTreeMap<ConnKey<A>, Conn<A>> = entries.into_iter().collect();
+    let of = |(key, entry): (&ConnKey<A>, &Conn<A>)| {
+        let partner = entries.get(&target(key, entry).reversed());
+        // The answers' entry is told with the other one, unless that one is gone.
+        let told_by_partner = entry.flags & conn_flag::REPLY != 0 && partner.is_some();
+        (!told_by_partner).then(|| connection(key, entry, partner, view, now_ns))
+    };
+    Ok(entries.iter().filter_map(of).collect())
+}
+
+fn connection<A: Family>(
+    key: &ConnKey<A>,
+    entry: &Conn<A>,
+    partner: Option<&Conn<A>>,
+    view: &View,
+    now_ns: u64,
+) -> Connection {
+    let target = target(key, entry);
+    // Of a lone answers' entry the connection itself is the other way round.
+    let (key, target) = if entry.flags & conn_flag::REPLY == 0 {
+        (*key, target)
+    } else {
+        (target.reversed(), key.reversed())
+    };
+    let ends = |key: &ConnKey<A>| -> [(IpAddr, u16); 2] {
+        [
+            (key.src.to_ip(), u16::from_be(key.src_port_be)),
+            (key.dst.to_ip(), u16::from_be(key.dst_port_be)),
+        ]
+    };
+    let [_, (ip, port)] = ends(&key);
+    let service = view
+        .behind(ip, port, key.protocol)
+        .filter(|_| entry.flags & conn_flag::SERVICE != 0)
+        .map(crate::view::Service::label);
+    let last_seen_ns = partner.map_or(0, |partner| partner.last_seen_ns);
+    let idle = now_ns.saturating_sub(entry.last_seen_ns.max(last_seen_ns));
+    let partner_flags = partner.map_or(entry.flags, |partner| partner.flags);
+    let protocol = key.protocol;
+    Connection {
+        protocol: words::protocol(protocol),
+        source: words::end(key.src, key.src_port_be, protocol),
+        destination: words::end(key.dst, key.dst_port_be, protocol),
+        translated_source: words::end(target.src, target.src_port_be, protocol),
+        translated_destination: words::end(target.dst, target.dst_port_be, protocol),
+        facts: Facts {
+            addresses: [ends(&key), ends(&target)].concat(),
+            protocol,
+            services: service.iter().cloned().collect(),
+        },
+        service: service.unwrap_or_default(),
+        backend_id: entry.backend_id,
+        state: match partner {
+            None => "half",
+            Some(_) => state(conn_state(protocol, entry.flags, partner_flags)),
+        },
+        source_nat: entry.flags & conn_flag::SOURCE_NAT != 0,
+        idle_seconds: Duration::from_nanos(idle).as_secs_f64(),
+    }
+}
+
+/// The tuple that a packet with this key gets.
+pub fn target<A: MapFamily>(key: &ConnKey<A>, entry: &Conn<A>) -> ConnKey<A> {
+    ConnKey {
+        src: entry.src,
+        dst: entry.dst,
+        src_port_be: entry.src_port_be,
+        dst_port_be: entry.dst_port_be,
+        ..*key
+    }
+}
+
+pub fn state(state: ConnState) -> &'static str {
+    match state {
+        ConnState::TcpOpening => "opening",
+        ConnState::TcpEstablished => "established",
+        ConnState::TcpClosing => "closing",
+        ConnState::Udp | ConnState::Icmp | ConnState::Other => "open",
+    }
+}
+
+impl Report for List {
+    fn sections(&self) -> Vec<Section> {
+        let row = |c: &Connection| {
+            vec![
+                c.protocol.clone(),
+                c.source.clone(),
+                c.destination.clone(),
+                c.translated_source.clone(),
+                c.translated_destination.clone(),
+                or_dash(&c.service),
+                c.state.into(),
+                words::duration(Duration::from_secs_f64(c.idle_seconds)),
+            ]
+        };
+        const COLUMNS: &[&str] = &[
+            "PROTOCOL",
+            "SOURCE",
+            "DESTINATION",
+            "GOES ON AS",
+            "TO",
+            "SERVICE",
+            "STATE",
+            "IDLE",
+        ];
+        vec![Section::new(
+            COLUMNS,
+            self.connections.iter().map(row).collect(),
+        )]
+    }
+}

@@ -1,0 +1,242 @@
+//! The node as the packet code asks for it: the pinned maps, read only. What the code would write stays here, for its
+//! second look at the packet, and every answer becomes a line of the story.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+};
+
+use ebpf_abi::{
+    Addr4, Addr6, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, Peer, RouteKey, Service,
+};
+use ebpf_packet::{ConnState, Entry, Inserted, Ip, Node};
+use node_agent_maps::{MapError, Maps, monotonic_now_ns};
+use node_agent_model::MapFamily;
+
+use super::story::Story;
+use crate::{conntrack, view::View};
+
+/// The maps, and what the code would have changed in them so far.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    maps: &'a Maps,
+    pub view: &'a View,
+    pub story: Story,
+    /// A map that could not be read: then the answer is worth nothing.
+    failed: RefCell<Option<MapError>>,
+    now_ns: u64,
+    random: Cell<u32>,
+    turns: RefCell<BTreeMap<u32, u32>>,
+    v4: Changed<Addr4>,
+    v6: Changed<Addr6>,
+}
+
+/// Connections that would be inserted, or removed (`None`).
+type Changed<A> = RefCell<BTreeMap<ConnKey<A>, Option<Conn<A>>>>;
+
+/// A family whose maps can be read and whose packets can be handled.
+pub trait Family: Ip + MapFamily + node_agent_maps::MapFamily {
+    fn changed<'a>(reader: &'a Reader<'_>) -> &'a Changed<Self>;
+}
+
+/// An entry as it was read.
+#[derive(Debug)]
+pub struct Read<A>(Conn<A>);
+
+impl Family for Addr4 {
+    fn changed<'a>(reader: &'a Reader<'_>) -> &'a Changed<Self> {
+        &reader.v4
+    }
+}
+
+impl Family for Addr6 {
+    fn changed<'a>(reader: &'a Reader<'_>) -> &'a Changed<Self> {
+        &reader.v6
+    }
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(maps: &'a Maps, view: &'a View) -> Self {
+        let now_ns = monotonic_now_ns();
+        Self {
+            maps,
+            view,
+            story: Story::default(),
+            failed: RefCell::default(),
+            now_ns,
+            random: Cell::new(now_ns as u32),
+            turns: RefCell::default(),
+            v4: RefCell::default(),
+            v6: RefCell::default(),
+        }
+    }
+
+    /// # Errors
+    ///
+    /// The first map that could not be read.
+    pub fn finish(self) -> Result<Story, MapError> {
+        match self.failed.into_inner() {
+            Some(error) => Err(error),
+            None => Ok(self.story),
+        }
+    }
+
+    fn read<T>(&self, result: Result<Option<T>, MapError>) -> Option<T> {
+        result.unwrap_or_else(|error| {
+            self.failed.borrow_mut().get_or_insert(error);
+            None
+        })
+    }
+}
+
+impl<A: Family> Node<A> for Reader<'_> {
+    type Entry = Read<A>;
+
+    fn config(&self) -> Option<&Config> {
+        Some(&self.view.held.config)
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    fn random(&self) -> u32 {
+        // The generator of Numerical Recipes: any number will do, and the next one must be another.
+        let next = self
+            .random
+            .get()
+            .wrapping_mul(1_664_525)
+            .wrapping_add(1_013_904_223);
+        self.random.set(next);
+        next >> 8
+    }
+
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend> {
+        let found = A::half(&self.view.held).frontends.get(key).copied();
+        self.story.frontend(self.view, key, found);
+        found
+    }
+
+    fn service(&self, service_id: u32) -> Option<Service> {
+        let found = self.view.held.services.get(&service_id).copied();
+        self.story.service(service_id, found);
+        found
+    }
+
+    fn next_turn(&self, service_id: u32) -> Option<u32> {
+        let mut turns = self.turns.borrow_mut();
+        let turn = match turns.get(&service_id) {
+            Some(turn) => *turn,
+            None => self.read(self.maps.cursor.get(&service_id))?,
+        };
+        turns.insert(service_id, turn.wrapping_add(1));
+        self.story.turn(turn);
+        Some(turn)
+    }
+
+    fn slot(&self, index: u32) -> Option<u32> {
+        // An array has no absent entries: what was never written is zero.
+        Some(self.view.held.slots.get(&index).copied().unwrap_or(0))
+    }
+
+    fn backend(&self, backend_id: u32) -> Option<Backend<A>> {
+        let held = A::half(&self.view.held).backends.get(&backend_id);
+        let backend = held.copied().unwrap_or_default();
+        self.story.backend(backend_id, &backend);
+        Some(backend)
+    }
+
+    fn endpoint(&self, addr: &A) -> Option<Endpoint> {
+        let found = A::half(&self.view.held).endpoints.get(addr).copied();
+        if let Some(endpoint) = &found {
+            self.story.endpoint(*addr, endpoint);
+        }
+        found
+    }
+
+    fn route(&self, addr: &A) -> Option<u32> {
+        let key = RouteKey {
+            prefix_len: A::LEN as u32 * 8,
+            addr: *addr,
+        };
+        // The kernel finds the longest prefix, as it does for the programs.
+        let maps = <A as node_agent_maps::MapFamily>::of(self.maps);
+        let found = self.read(maps.route.get(&key)).map(|route| route.peer_id);
+        self.story.route(self.view, *addr, found);
+        found
+    }
+
+    fn peer(&self, peer_id: u32) -> Option<&Peer> {
+        self.view.held.peers.get(&peer_id)
+    }
+
+    fn conn(&self, key: &ConnKey<A>) -> Option<Read<A>> {
+        if let Some(changed) = A::changed(self).borrow().get(key) {
+            return changed.map(Read);
+        }
+        let maps = <A as node_agent_maps::MapFamily>::of(self.maps);
+        let found = self.read(maps.conn.get(key));
+        self.story.connection(key, found.as_ref(), self.now_ns);
+        found.map(Read)
+    }
+
+    fn conn_insert(&self, key: &ConnKey<A>, conn: &Conn<A>) -> Inserted {
+        let maps = <A as node_agent_maps::MapFamily>::of(self.maps);
+        let there = match A::changed(self).borrow().get(key) {
+            Some(changed) => changed.is_some(),
+            None => self.read(maps.conn.get(key)).is_some(),
+        };
+        if there {
+            self.story.taken(key);
+            return Inserted::Taken;
+        }
+        if self.is_full::<A>() {
+            return Inserted::Full;
+        }
+        A::changed(self).borrow_mut().insert(*key, Some(*conn));
+        self.story.tracked(key, conn);
+        Inserted::Done
+    }
+
+    fn conn_remove(&self, key: &ConnKey<A>) {
+        A::changed(self).borrow_mut().insert(*key, None);
+        self.story.forgotten(key);
+    }
+
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentPorts> {
+        let maps = <A as node_agent_maps::MapFamily>::of(self.maps);
+        self.read(maps.fragment.get(key))
+    }
+
+    fn fragment_insert(&self, _: &FragmentKey<A>, _: &FragmentPorts) {}
+}
+
+impl Reader<'_> {
+    /// Whether no connection fits any more.
+    fn is_full<A: Family>(&self) -> bool {
+        let table = &<A as node_agent_maps::MapFamily>::of(self.maps).conn;
+        let mut entries = 0;
+        let counted = table.for_each(|_, _| entries += 1);
+        self.read(counted.map(Some));
+        entries >= table.capacity()
+    }
+}
+
+impl<A: Family> Entry<A> for Read<A> {
+    fn target(&self, key: &ConnKey<A>) -> ConnKey<A> {
+        conntrack::target(key, &self.0)
+    }
+
+    fn state(&self) -> ConnState {
+        ConnState {
+            last_seen_ns: self.0.last_seen_ns,
+            backend_id: self.0.backend_id,
+            backend_epoch: self.0.backend_epoch,
+            flags: self.0.flags,
+        }
+    }
+
+    /// Nothing: this packet never passes.
+    fn record(&self, _: &ConnState, _: u64, _: u32) {}
+}
