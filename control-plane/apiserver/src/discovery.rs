@@ -1,18 +1,18 @@
 //! Which groups, versions and resources there are: the aggregated documents of `apidiscovery.k8s.io/v2`, and the old ones
 //! that some clients still read.
 
+use axum::extract::State;
 use axum::response::Response;
-use control_plane_registry::kinds::{self, VERBS};
-use control_plane_registry::{Kind, Subresource};
+use control_plane_registry::{Kind, Kinds, Subresource};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
-use crate::{negotiate, respond};
+use crate::{Api, negotiate, respond};
 
 /// `/api`.
-pub async fn core(headers: HeaderMap) -> Response {
+pub async fn core(State(api): State<Api>, headers: HeaderMap) -> Response {
     if negotiate::wants_aggregated(&headers) {
-        return aggregated(|group| group.is_empty());
+        return aggregated(&api.registry.kinds(), |group| group.is_empty());
     }
     let body = json!({
         "kind": "APIVersions",
@@ -23,33 +23,35 @@ pub async fn core(headers: HeaderMap) -> Response {
 }
 
 /// `/apis`.
-pub async fn groups(headers: HeaderMap) -> Response {
+pub async fn groups(State(api): State<Api>, headers: HeaderMap) -> Response {
+    let kinds = api.registry.kinds();
     if negotiate::wants_aggregated(&headers) {
-        return aggregated(|group| !group.is_empty());
+        return aggregated(&kinds, |group| !group.is_empty());
     }
-    let groups: Vec<Value> = group_names().iter().map(|g| group_value(g)).collect();
+    let groups = group_names(&kinds).into_iter();
+    let groups: Vec<Value> = groups.map(|g| group_value(&kinds, g)).collect();
     let body = json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups});
     vary(respond::json(StatusCode::OK, &body))
 }
 
 /// `/apis/GROUP`.
-pub fn group(name: &str) -> Response {
-    let mut body = group_value(name);
+pub fn group(kinds: &Kinds, name: &str) -> Response {
+    let mut body = group_value(kinds, name);
     body["kind"] = "APIGroup".into();
     body["apiVersion"] = "v1".into();
     respond::json(StatusCode::OK, &body)
 }
 
 /// `/api/v1`, `/apis/GROUP/VERSION`: an `APIResourceList`.
-pub fn legacy(group: &str, version: &str) -> Response {
+pub fn legacy(kinds: &Kinds, group: &str, version: &str) -> Response {
     let mut resources = Vec::new();
-    for kind in of(group, version) {
+    for kind in kinds.of(group, version) {
         let mut entry = json!({
             "name": kind.plural,
             "singularName": kind.singular,
             "namespaced": kind.namespaced,
             "kind": kind.kind,
-            "verbs": VERBS,
+            "verbs": kind.verbs,
         });
         if !kind.short_names.is_empty() {
             entry["shortNames"] = json!(kind.short_names);
@@ -59,13 +61,19 @@ pub fn legacy(group: &str, version: &str) -> Response {
         }
         resources.push(entry);
         for subresource in kind.subresources {
-            resources.push(json!({
+            let (of_group, of_version, of_kind) = subresource_kind(kind, *subresource);
+            let mut entry = json!({
                 "name": format!("{}/{}", kind.plural, subresource.name()),
                 "singularName": "",
                 "namespaced": kind.namespaced,
-                "kind": subresource_kind(kind, *subresource),
+                "kind": of_kind,
                 "verbs": subresource.verbs(),
-            }));
+            });
+            if of_group != kind.group {
+                entry["group"] = of_group.into();
+                entry["version"] = of_version.into();
+            }
+            resources.push(entry);
         }
     }
     let body = json!({
@@ -78,9 +86,9 @@ pub fn legacy(group: &str, version: &str) -> Response {
 }
 
 /// `/`: the paths that there are.
-pub fn root_paths() -> Value {
+pub fn root_paths(kinds: &Kinds) -> Value {
     let mut paths = vec!["/api".to_owned(), "/api/v1".to_owned(), "/apis".to_owned()];
-    for (group, version) in kinds::group_versions() {
+    for (group, version) in kinds.group_versions() {
         if !group.is_empty() {
             paths.push(format!("/apis/{group}"));
             paths.push(format!("/apis/{group}/{version}"));
@@ -108,20 +116,13 @@ pub fn group_version(group: &str, version: &str) -> String {
     }
 }
 
-/// The kinds of a group and version.
-pub fn of(group: &str, version: &str) -> impl Iterator<Item = &'static Kind> {
-    kinds::TABLE
-        .iter()
-        .filter(move |k| k.group == group && k.version == version)
-}
-
-fn aggregated(wanted: impl Fn(&str) -> bool) -> Response {
+fn aggregated(kinds: &Kinds, wanted: impl Fn(&str) -> bool) -> Response {
     let mut items: Vec<Value> = Vec::new();
-    for (group, version) in kinds::group_versions() {
+    for (group, version) in kinds.group_versions() {
         if !wanted(group) {
             continue;
         }
-        let resources: Vec<Value> = of(group, version).map(resource).collect();
+        let resources: Vec<Value> = kinds.of(group, version).map(resource).collect();
         let entry = json!({"version": version, "freshness": "Current", "resources": resources});
         match items.iter_mut().find(|i| i["metadata"]["name"] == group) {
             Some(item) => {
@@ -147,7 +148,7 @@ fn aggregated(wanted: impl Fn(&str) -> bool) -> Response {
 }
 
 fn resource(kind: &'static Kind) -> Value {
-    let response = |name: &str| json!({"group": kind.group, "version": kind.version, "kind": name});
+    let response = |(group, version, name): (&str, &str, &str)| json!({"group": group, "version": version, "kind": name});
     let subresources: Vec<Value> = kind
         .subresources
         .iter()
@@ -166,10 +167,10 @@ fn resource(kind: &'static Kind) -> Value {
     };
     let mut out = json!({
         "resource": kind.plural,
-        "responseKind": response(kind.kind),
+        "responseKind": response((kind.group, kind.version, kind.kind)),
         "scope": scope,
         "singularResource": kind.singular,
-        "verbs": VERBS,
+        "verbs": kind.verbs,
     });
     for (field, list) in [
         ("shortNames", json!(kind.short_names)),
@@ -183,16 +184,22 @@ fn resource(kind: &'static Kind) -> Value {
     out
 }
 
-fn subresource_kind(kind: &'static Kind, subresource: Subresource) -> &'static str {
+/// The group, version and kind that a subresource reads and writes.
+fn subresource_kind(
+    kind: &'static Kind,
+    subresource: Subresource,
+) -> (&'static str, &'static str, &'static str) {
     match subresource {
-        Subresource::Binding => "Binding",
-        Subresource::Status | Subresource::Finalize => kind.kind,
+        Subresource::Binding => (kind.group, kind.version, "Binding"),
+        Subresource::Scale => ("autoscaling", "v1", "Scale"),
+        Subresource::Eviction => ("policy", "v1", "Eviction"),
+        Subresource::Status | Subresource::Finalize => (kind.group, kind.version, kind.kind),
     }
 }
 
-fn group_names() -> Vec<&'static str> {
+fn group_names(kinds: &Kinds) -> Vec<&'static str> {
     let mut names: Vec<_> = Vec::new();
-    for (group, _) in kinds::group_versions() {
+    for (group, _) in kinds.group_versions() {
         if !group.is_empty() && !names.contains(&group) {
             names.push(group);
         }
@@ -200,8 +207,8 @@ fn group_names() -> Vec<&'static str> {
     names
 }
 
-fn group_value(name: &str) -> Value {
-    let versions: Vec<Value> = kinds::group_versions()
+fn group_value(kinds: &Kinds, name: &str) -> Value {
+    let versions: Vec<Value> = kinds.group_versions()
         .into_iter()
         .filter(|(group, _)| *group == name)
         .map(|(group, version)| {

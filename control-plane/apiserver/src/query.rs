@@ -4,8 +4,8 @@
 use control_plane_registry::errors::Result;
 use control_plane_registry::selector::{FieldSelector, LabelSelector};
 use control_plane_registry::{
-    ApiError, DeleteOptions, FieldValidation, Kind, ListOptions, VersionMatch, WatchOptions,
-    WriteOptions, options,
+    ApiError, DeleteOptions, FieldValidation, Kind, ListOptions, Propagation, VersionMatch,
+    WatchOptions, WriteOptions, options,
 };
 
 /// The parameters of a request, in their order.
@@ -61,11 +61,24 @@ impl Query {
         self.number("resourceVersion")
     }
 
-    pub fn write_options(&self) -> Result<WriteOptions> {
-        Ok(WriteOptions {
+    /// Options of a write by a client with this `User-Agent`; `applies` for server-side apply.
+    pub fn write_options(&self, user_agent: &str, applies: bool) -> Result<WriteOptions> {
+        let given = self.get("fieldManager");
+        let agent = user_agent.split('/').next().unwrap_or_default();
+        let manager = match (given, agent) {
+            ("", "") => "unknown",
+            ("", agent) => agent,
+            (given, _) => given,
+        };
+        let force = self.flag("force");
+        let options = WriteOptions {
             dry_run: options::dry_run(self.all("dryRun"))?,
             field_validation: FieldValidation::parse(self.get("fieldValidation"))?,
-        })
+            manager: manager.chars().take(128).collect(),
+            apply: applies.then_some(force),
+        };
+        options.validate(given, force)?;
+        Ok(options)
     }
 
     pub fn list_options(&self, kind: &Kind) -> Result<ListOptions> {
@@ -103,6 +116,8 @@ impl Query {
     /// What the query adds to the options of the body.
     pub fn delete_options(&self, mut body: DeleteOptions) -> Result<DeleteOptions> {
         body.dry_run |= options::dry_run(self.all("dryRun"))?;
+        let policy = Propagation::parse(self.get("propagationPolicy"))?;
+        body.propagation = body.propagation.or(policy);
         if let Some(seconds) = self.number("gracePeriodSeconds")? {
             body.grace_period_seconds
                 .get_or_insert(i64::try_from(seconds).unwrap_or(i64::MAX));

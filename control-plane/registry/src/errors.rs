@@ -41,6 +41,7 @@ pub enum Reason {
     RequestEntityTooLarge,
     ServiceUnavailable,
     Timeout,
+    TooManyRequests,
     UnsupportedMediaType,
 }
 
@@ -215,6 +216,65 @@ impl ApiError {
         let mut error = Self::new(503, Reason::ServiceUnavailable, message);
         error.retry_after = 1;
         error
+    }
+
+    /// Others own fields that an apply would change: who, and the path.
+    #[must_use]
+    pub fn apply_conflict(fields: &[(String, String)]) -> Self {
+        let mut by_owner: Vec<(&str, Vec<&str>)> = Vec::new();
+        for (owner, path) in fields {
+            match by_owner.iter_mut().find(|(o, _)| o == owner) {
+                Some((_, paths)) => paths.push(path),
+                None => by_owner.push((owner, vec![path])),
+            }
+        }
+        by_owner.sort();
+        let message = match fields {
+            [(owner, path)] => {
+                format!("Apply failed with 1 conflict: conflict with {owner}: {path}")
+            }
+            many => {
+                let lines: Vec<String> = by_owner
+                    .iter()
+                    .map(|(owner, paths)| {
+                        format!("conflicts with {owner}:\n- {}", paths.join("\n- "))
+                    })
+                    .collect();
+                format!(
+                    "Apply failed with {} conflicts: {}",
+                    many.len(),
+                    lines.join("\n")
+                )
+            }
+        };
+        let mut error = Self::new(409, Reason::Conflict, message);
+        let causes: Vec<Value> = fields
+            .iter()
+            .map(|(owner, path)| {
+                json!({
+                    "reason": "FieldManagerConflict",
+                    "message": format!("conflict with {owner}"),
+                    "field": path,
+                })
+            })
+            .collect();
+        error.details = json!({"causes": causes});
+        error
+    }
+
+    /// A budget forbids an eviction; `why` says which.
+    #[must_use]
+    pub fn too_many_disruptions(why: &str) -> Self {
+        let message = "Cannot evict pod as it would violate the pod's disruption budget.";
+        let mut error = Self::new(429, Reason::TooManyRequests, message);
+        error.details = json!({"causes": [{"reason": "DisruptionBudget", "message": why}]});
+        error
+    }
+
+    /// A request that this server cannot work out.
+    #[must_use]
+    pub fn internal_text(message: impl Into<String>) -> Self {
+        Self::new(500, Reason::InternalError, message)
     }
 
     /// A fault of ours or of the store, not of the request.

@@ -22,6 +22,7 @@ impl Registry {
             if let Err(error) = self.restore().await {
                 tracing::warn!(%error, "cannot restore the objects that every cluster has; trying again");
             }
+            self.clean_up_all().await;
             if round.is_multiple_of(EXPIRE_EVERY) {
                 self.expire().await;
             }
@@ -40,7 +41,7 @@ impl Registry {
 
     /// Removes objects of kinds that do not live for ever (Events) when their time is over.
     async fn expire(&self) {
-        for kind in kinds::TABLE {
+        for kind in kinds::all() {
             let Some(seconds) = kind.strategy.time_to_live else {
                 continue;
             };

@@ -1,28 +1,37 @@
 //! What objects mean: kinds, decoding, defaulting, validation, patches, allocation, selectors, deletion and the
 //! watch cache, between the [store](control_plane_store) (bytes under keys) and whoever serves the API.
 //!
-//! Kinds are data: one row of [`kinds::TABLE`] over untyped JSON. This crate knows no HTTP.
+//! Kinds are data: one row of [`kinds::all`] over untyped JSON. This crate knows no HTTP.
 
 #![forbid(unsafe_code)]
 
+mod admit;
 pub mod allocate;
+mod apply;
 mod bootstrap;
 mod cache;
+mod cleanup;
 mod commit;
+pub mod custom;
 pub mod decode;
 mod delete;
 pub mod errors;
+mod evict;
 mod field;
 mod housekeeping;
 pub mod json;
 pub mod kinds;
+pub mod labels;
 mod list;
+mod managed;
 mod merge;
 mod meta;
 mod object;
 pub mod options;
 mod parts;
+mod protobuf;
 mod registry;
+mod scale;
 pub mod schema;
 pub mod selector;
 mod strategic;
@@ -35,12 +44,12 @@ mod write;
 pub use cache::ROOT;
 pub use delete::Deleted;
 pub use errors::{ApiError, FieldError, Reason};
-pub use kinds::{Kind, Subresource};
+pub use kinds::{Kind, Kinds, Subresource};
 pub use list::List;
 pub use object::{Event, EventType, Object, frame};
 pub use options::{
-    DeleteOptions, FieldValidation, ListOptions, PatchType, VersionMatch, WatchOptions,
-    WriteOptions,
+    DeleteOptions, FieldValidation, ListOptions, PatchType, Propagation, VersionMatch,
+    WatchOptions, WriteOptions,
 };
 pub use registry::{OpenError, Options, Registry};
 pub use watch::{Watch, WatchItem};

@@ -16,11 +16,15 @@ pub enum FieldValidation {
 }
 
 /// Options of create, update and patch.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct WriteOptions {
     /// Do everything but store.
     pub dry_run: bool,
     pub field_validation: FieldValidation,
+    /// Who writes, for `metadata.managedFields`; empty: nobody is remembered.
+    pub manager: String,
+    /// For server-side apply: whether fields are taken from other managers.
+    pub apply: Option<bool>,
 }
 
 /// The format of a patch.
@@ -74,6 +78,19 @@ pub struct DeleteOptions {
     pub uid: Option<String>,
     pub resource_version: Option<String>,
     pub dry_run: bool,
+    /// What becomes of the objects that it owns; `None`: what its finalizers say, else Background.
+    pub propagation: Option<Propagation>,
+}
+
+/// `propagationPolicy`: <https://kubernetes.io/docs/concepts/architecture/garbage-collection/#cascading-deletion>.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    /// The object goes, and what it owns after it.
+    Background,
+    /// What it owns goes first.
+    Foreground,
+    /// What it owns stays.
+    Orphan,
 }
 
 impl FieldValidation {
@@ -89,6 +106,32 @@ impl FieldValidation {
                 FieldError::not_supported("fieldValidation", other, &["Ignore", "Warn", "Strict"]),
             )),
         }
+    }
+}
+
+impl WriteOptions {
+    /// The rules of `fieldManager` and `force`; `given` is what the client itself said.
+    ///
+    /// # Errors
+    /// 422, as `ValidatePatchOptions` of Kubernetes.
+    pub fn validate(&self, given: &str, force: bool) -> Result<()> {
+        const MANAGER_MAX: usize = 128;
+        let error = if given.len() > MANAGER_MAX {
+            FieldError::too_long("fieldManager", MANAGER_MAX)
+        } else if given.chars().any(|c| c.is_control()) {
+            FieldError::invalid(
+                "fieldManager",
+                given,
+                "should only contain printable characters",
+            )
+        } else if self.apply.is_some() && given.is_empty() {
+            FieldError::required("fieldManager", "is required for apply patch")
+        } else if self.apply.is_none() && force {
+            FieldError::forbidden("force", "may not be specified for non-apply patch")
+        } else {
+            return Ok(());
+        };
+        Err(option_error("PatchOptions", error))
     }
 }
 
@@ -112,20 +155,41 @@ impl VersionMatch {
     }
 }
 
+impl Propagation {
+    /// # Errors
+    /// 422 for an unknown word.
+    pub fn parse(text: &str) -> Result<Option<Self>> {
+        match text {
+            "" => Ok(None),
+            "Background" => Ok(Some(Self::Background)),
+            "Foreground" => Ok(Some(Self::Foreground)),
+            "Orphan" => Ok(Some(Self::Orphan)),
+            other => Err(option_error(
+                "DeleteOptions",
+                FieldError::not_supported(
+                    "propagationPolicy",
+                    other,
+                    &["Background", "Foreground", "Orphan"],
+                ),
+            )),
+        }
+    }
+}
+
 impl DeleteOptions {
-    /// Reads a `DeleteOptions` body; the propagation policy is checked and, as long as no garbage collector runs, every
-    /// policy means Background.
+    /// Reads a `DeleteOptions` body.
     ///
     /// # Errors
     /// 422 for values that no delete takes.
     pub fn from_body(body: &Value) -> Result<Self> {
         let policy = body["propagationPolicy"].as_str().unwrap_or_default();
-        let known = ["", "Background", "Foreground", "Orphan"];
-        if !known.contains(&policy) {
-            return Err(option_error(
-                "DeleteOptions",
-                FieldError::not_supported("propagationPolicy", policy, &known[1..]),
-            ));
+        let mut propagation = Propagation::parse(policy)?;
+        // The older form of the question.
+        if let (None, Some(orphan)) = (propagation, body["orphanDependents"].as_bool()) {
+            propagation = Some(match orphan {
+                true => Propagation::Orphan,
+                false => Propagation::Background,
+            });
         }
         let text = |v: &Value| v.as_str().filter(|t| !t.is_empty()).map(ToOwned::to_owned);
         Ok(Self {
@@ -139,6 +203,7 @@ impl DeleteOptions {
                     .flatten()
                     .filter_map(Value::as_str),
             )?,
+            propagation,
         })
     }
 }

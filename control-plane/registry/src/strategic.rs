@@ -99,7 +99,7 @@ fn is_merged(field: Option<&Field>) -> bool {
 }
 
 /// The type of an object field; maps from names to values have none.
-fn inner_type(field: Option<&Field>) -> Option<&'static Type> {
+fn inner_type(field: Option<&Field>) -> Option<&Type> {
     field
         .filter(|f| matches!(f.shape, Shape::Object(_)))
         .and_then(Field::object_type)
@@ -238,7 +238,8 @@ mod tests {
     use serde_json::json;
 
     fn patch(of: &str, original: &Value, patch: &Value) -> Result<Value> {
-        let of = schema().get(&format!("io.k8s.api.core.v1.{of}"));
+        let (group, of) = of.split_once('.').unwrap_or(("core", of));
+        let of = schema().get(&format!("io.k8s.api.{group}.v1.{of}"));
         assert!(of.is_some());
         let (original, patch) = (original.as_object().unwrap(), patch.as_object().unwrap());
         merge(original.clone(), patch.clone(), of).map(Value::Object)
@@ -317,6 +318,70 @@ mod tests {
                 json!({"spec": {"volumes": [{"name": "v", "emptyDir": {}}]}}),
                 json!({"spec": {"volumes": [{"name": "v", "$retainKeys": ["name", "hostPath"], "hostPath": {"path": "/"}}]}}),
                 json!({"spec": {"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}}),
+            ),
+            (
+                "the strategy's other half goes with retainKeys",
+                "apps.Deployment",
+                json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}}),
+                json!({"spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}}),
+                json!({"spec": {"strategy": {"type": "Recreate"}}}),
+            ),
+            (
+                "items of a list in an item of a list",
+                "apps.Deployment",
+                json!({"spec": {"template": {"spec": {"containers": [{"name": "a", "env": [{"name": "X", "value": "1"}], "ports": [{"containerPort": 80}]}]}}}}),
+                json!({"spec": {"template": {"spec": {"containers": [{"name": "a", "env": [{"name": "Y", "value": "2"}], "ports": [{"containerPort": 80, "$patch": "delete"}]}]}}}}),
+                json!({"spec": {"template": {"spec": {"containers": [{"name": "a", "env": [{"name": "Y", "value": "2"}, {"name": "X", "value": "1"}], "ports": []}]}}}}),
+            ),
+            (
+                "an item that comes and one that goes in the order that is set",
+                "Pod",
+                json!({"spec": {"containers": [{"name": "a"}, {"name": "b"}, {"name": "c"}]}}),
+                json!({"spec": {"$setElementOrder/containers": [{"name": "d"}, {"name": "c"}, {"name": "a"}],
+                    "containers": [{"name": "d", "image": "x"}, {"name": "b", "$patch": "delete"}]}}),
+                json!({"spec": {"containers": [{"name": "d", "image": "x"}, {"name": "c"}, {"name": "a"}]}}),
+            ),
+            (
+                "deleting what is not there",
+                "Service",
+                json!({"spec": {"ports": [{"port": 80}]}}),
+                json!({"spec": {"ports": [{"port": 81, "$patch": "delete"}]}}),
+                json!({"spec": {"ports": [{"port": 80}]}}),
+            ),
+            (
+                "a map emptied on demand",
+                "Pod",
+                json!({"spec": {"nodeSelector": {"a": "1"}}}),
+                json!({"spec": {"nodeSelector": {"$patch": "delete"}}}),
+                json!({"spec": {"nodeSelector": {}}}),
+            ),
+            (
+                "nulls in what is new mean nothing",
+                "Pod",
+                json!({"metadata": {"name": "p"}}),
+                json!({"metadata": {"labels": {"a": null, "b": "1"}}, "spec": {"containers": [{"name": "c", "image": null}]}}),
+                json!({"metadata": {"name": "p", "labels": {"b": "1"}}, "spec": {"containers": [{"name": "c"}]}}),
+            ),
+            (
+                "a list without merge key is replaced whole",
+                "Pod",
+                json!({"spec": {"containers": [{"name": "c", "args": ["a", "b"]}]}}),
+                json!({"spec": {"containers": [{"name": "c", "args": ["c"]}]}}),
+                json!({"spec": {"containers": [{"name": "c", "args": ["c"]}]}}),
+            ),
+            (
+                "a scalar takes the place of a map",
+                "Service",
+                json!({"spec": {"ports": [{"port": 80, "targetPort": 1}]}}),
+                json!({"spec": {"ports": [{"port": 80, "targetPort": "http"}]}}),
+                json!({"spec": {"ports": [{"port": 80, "targetPort": "http"}]}}),
+            ),
+            (
+                "primitives leave by name and come in the order that is set",
+                "Pod",
+                json!({"metadata": {"finalizers": ["a", "b", "c"]}}),
+                json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["b"], "$setElementOrder/finalizers": ["d", "c", "a"], "finalizers": ["d"]}}),
+                json!({"metadata": {"finalizers": ["d", "c", "a"]}}),
             ),
             (
                 "conditions merge by type",

@@ -10,6 +10,7 @@ use crate::decode::{self, Body};
 use crate::errors::{ApiError, FieldError, Result};
 use crate::json::Json;
 use crate::kinds::{self, Kind, Subresource};
+use crate::managed::{self, Writer};
 use crate::merge;
 use crate::meta;
 use crate::object::Object;
@@ -45,8 +46,15 @@ impl Registry {
     ) -> Result<Written> {
         let mut object = body.value;
         identify(kind, &mut object)?;
-        let warnings = decode::conform(kind, &mut object, body.found, options.field_validation)?;
+        let mut warnings =
+            decode::conform(kind, &mut object, body.found, options.field_validation)?;
+        warnings.extend(caveat(kind, &object));
         place(kind, namespace, &mut object)?;
+        if let Some(review) = kind.strategy.review {
+            check(kind, &object)?;
+            review(&mut object);
+            return Ok(Written::new(kind, object, 0, warnings));
+        }
         if !object.text("/metadata/resourceVersion").is_empty() {
             return Err(ApiError::bad_request(
                 "resourceVersion should not be set on objects to be created",
@@ -55,7 +63,7 @@ impl Registry {
         let named = !object.text("/metadata/name").is_empty();
         for _ in 0..TRIES {
             let mut new = object.clone();
-            let plan = self.prepare_new(kind, &mut new)?;
+            let plan = self.prepare_new(kind, &mut new, options)?;
             let name = new.text("/metadata/name").to_owned();
             let guards = self.check_namespace(kind, namespace, &name).await?;
             if options.dry_run {
@@ -98,7 +106,12 @@ impl Registry {
         ))
     }
 
-    fn prepare_new(&self, kind: &'static Kind, new: &mut Value) -> Result<Plan> {
+    fn prepare_new(
+        &self,
+        kind: &'static Kind,
+        new: &mut Value,
+        options: &WriteOptions,
+    ) -> Result<Plan> {
         let strategy = &kind.strategy;
         if new.text("/metadata/name").is_empty()
             && let prefix = new.text("/metadata/generateName")
@@ -111,15 +124,15 @@ impl Registry {
         if kind.has(Subresource::Status) && !strategy.keeps_status {
             new.take_at("/status");
         }
-        (strategy.default)(new);
-        (strategy.prepare_create)(new);
-        let mut errors = Vec::new();
-        validate::metadata(new, kind.namespaced, strategy.name, &mut errors);
-        (strategy.validate)(new, &mut errors);
-        let name = new.text("/metadata/name").to_owned();
-        if !errors.is_empty() {
-            return Err(ApiError::invalid(kind, &name, &errors));
+        self.admit(kind, new)?;
+        default(kind, new);
+        if options.apply.is_none() {
+            new.take_at("/metadata/managedFields");
+            note_owner(kind, None, new, options, None);
         }
+        (strategy.prepare_create)(new);
+        check(kind, new)?;
+        let name = new.text("/metadata/name").to_owned();
         match strategy.claim {
             Some(claim) => claim(self.claims(), None, Some(new))
                 .map_err(|errors| ApiError::invalid(kind, &name, &errors)),
@@ -174,7 +187,9 @@ impl Registry {
     ) -> Result<Written> {
         let mut object = body.value;
         identify(kind, &mut object)?;
-        let warnings = decode::conform(kind, &mut object, body.found, options.field_validation)?;
+        let mut warnings =
+            decode::conform(kind, &mut object, body.found, options.field_validation)?;
+        warnings.extend(caveat(kind, &object));
         place(kind, namespace, &mut object)?;
         let given = object.text("/metadata/name");
         if given.is_empty() {
@@ -185,7 +200,7 @@ impl Registry {
             )));
         }
         let change = |_: &Value| Ok((object.clone(), warnings.clone()));
-        self.modify(kind, subresource, namespace, name, options.dry_run, change)
+        self.modify(kind, subresource, namespace, name, options, change)
             .await
     }
 
@@ -217,7 +232,7 @@ impl Registry {
                     new.text("/metadata/name")
                 )));
             }
-            let mut findings = decode::check(kind.schema, &mut new);
+            let mut findings = decode::check(kind.object_type(), &mut new);
             let mut found = patch.found.clone();
             found.append(&mut findings.strict);
             let refusal = match findings.mismatch {
@@ -236,9 +251,10 @@ impl Registry {
             if options.field_validation == FieldValidation::Ignore {
                 found.clear();
             }
+            found.extend(caveat(kind, &new));
             Ok((new, found))
         };
-        self.modify(kind, subresource, namespace, name, options.dry_run, change)
+        self.modify(kind, subresource, namespace, name, options, change)
             .await
     }
 
@@ -280,13 +296,13 @@ impl Registry {
     }
 
     /// Reads, changes and writes back, again if somebody else was faster and the client did not insist on a version.
-    async fn modify(
+    pub(crate) async fn modify(
         &self,
         kind: &'static Kind,
         subresource: Option<Subresource>,
         namespace: &str,
         name: &str,
-        dry_run: bool,
+        options: &WriteOptions,
         change: impl Fn(&Value) -> Result<(Value, Vec<String>)>,
     ) -> Result<Written> {
         for _ in 0..TRIES {
@@ -294,14 +310,14 @@ impl Registry {
             let old = current.value();
             let (mut new, warnings) = change(&old)?;
             check_version(kind, &new, &old)?;
-            let plan = self.prepare_changed(kind, subresource, &mut new, &old)?;
+            let plan = self.prepare_changed(kind, subresource, &mut new, &old, options)?;
             if new == old {
                 return Ok(Written {
                     object: current,
                     warnings,
                 });
             }
-            if dry_run {
+            if options.dry_run {
                 return Ok(Written::new(kind, new, current.revision, warnings));
             }
             // The last finalizer that goes takes the object with it.
@@ -342,12 +358,16 @@ impl Registry {
         subresource: Option<Subresource>,
         new: &mut Value,
         old: &Value,
+        options: &WriteOptions,
     ) -> Result<Plan> {
         let strategy = &kind.strategy;
+        // A scale is one field of the specification.
+        let writer = subresource;
+        let subresource = subresource.filter(|s| *s != Subresource::Scale);
         meta::carry(new, old);
         let finalizers = new.pointer("/spec/finalizers").cloned();
         keep_other_parts(kind, subresource, new, old);
-        (strategy.default)(new);
+        default(kind, new);
         if subresource.is_none() {
             (strategy.prepare_update)(new, old);
         }
@@ -358,9 +378,10 @@ impl Registry {
             let generation = old.integer("/metadata/generation").unwrap_or(0);
             new.put("/metadata/generation", generation + 1);
         }
-        let mut errors = Vec::new();
-        validate::metadata(new, kind.namespaced, strategy.name, &mut errors);
-        (strategy.validate)(new, &mut errors);
+        if options.apply.is_none() {
+            note_owner(kind, Some(old), new, options, writer);
+        }
+        let mut errors = faults(kind, new);
         if subresource.is_none() {
             (strategy.validate_update)(new, old, &mut errors);
         }
@@ -374,6 +395,70 @@ impl Registry {
             None => Ok(Plan::default()),
         }
     }
+}
+
+/// Remembers who wrote what.
+fn note_owner(
+    kind: &'static Kind,
+    old: Option<&Value>,
+    new: &mut Value,
+    options: &WriteOptions,
+    subresource: Option<Subresource>,
+) {
+    let manager = options.manager.as_str();
+    if !manager.is_empty() {
+        let writer = Writer {
+            manager,
+            subresource,
+        };
+        managed::update(kind, old, new, writer);
+    }
+}
+
+/// Fills in what the client left out.
+fn default(kind: &Kind, object: &mut Value) {
+    (kind.strategy.default)(object);
+    if let Some(custom) = kind.custom {
+        custom.default(object);
+    }
+}
+
+/// Refuses an object with faults.
+fn check(kind: &Kind, object: &Value) -> Result<()> {
+    let faults = faults(kind, object);
+    if faults.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::invalid(
+        kind,
+        object.text("/metadata/name"),
+        &faults,
+    ))
+}
+
+/// What is wrong with an object by itself.
+fn faults(kind: &Kind, object: &Value) -> Vec<FieldError> {
+    let strategy = &kind.strategy;
+    let mut errors = Vec::new();
+    // What is only answered needs no name.
+    if strategy.review.is_none() {
+        validate::metadata(object, kind.namespaced, strategy.name, &mut errors);
+    }
+    if let (true, Some(of)) = (strategy.required, kind.object_type()) {
+        validate::required(of, object, "", &mut errors);
+    }
+    (strategy.validate)(object, &mut errors);
+    if let Some(custom) = kind.custom {
+        custom.check(object, &mut errors);
+    }
+    errors
+}
+
+/// What a user must know who takes the object for more than a note.
+fn caveat(kind: &Kind, object: &Value) -> Option<String> {
+    let own = (kind.strategy.caveat)(object);
+    let always = (!kind.caveat.is_empty()).then_some(kind.caveat);
+    own.or(always).map(ToOwned::to_owned)
 }
 
 impl Written {

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::{AGE, Column, NAME, Printer, age, column, count, name, or, or_none, since, wide};
 use crate::json::Json;
+use crate::strategies::NEW_EVENT_CONVERSION;
 
 pub const NODE: Printer = Printer {
     columns: &[
@@ -36,6 +37,7 @@ pub const NODE: Printer = Printer {
             info("containerRuntimeVersion"),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const NAMESPACE: Printer = Printer {
@@ -47,6 +49,7 @@ pub const NAMESPACE: Printer = Printer {
             age(namespace, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const CONFIG_MAP: Printer = Printer {
@@ -59,6 +62,7 @@ pub const CONFIG_MAP: Printer = Printer {
             age(map, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const SECRET: Printer = Printer {
@@ -76,6 +80,7 @@ pub const SECRET: Printer = Printer {
             age(secret, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const SERVICE_ACCOUNT: Printer = Printer {
@@ -87,6 +92,7 @@ pub const SERVICE_ACCOUNT: Printer = Printer {
             age(account, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const LEASE: Printer = Printer {
@@ -98,6 +104,7 @@ pub const LEASE: Printer = Printer {
             age(lease, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const EVENT: Printer = Printer {
@@ -154,6 +161,17 @@ pub const EVENT: Printer = Printer {
             name(event),
         ]
     },
+    ..super::PLAIN
+};
+
+/// The same columns over the names of `events.k8s.io`.
+pub const NEW_EVENT: Printer = Printer {
+    row: |event, now| {
+        let mut core = event.clone();
+        (NEW_EVENT_CONVERSION.to_stored)(&mut core);
+        (EVENT.row)(&core, now)
+    },
+    ..EVENT
 };
 
 fn node_status(node: &Value) -> String {

@@ -3,15 +3,32 @@
 mod cluster;
 mod network;
 mod pod;
+mod policy;
+mod storage;
+mod workloads;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::custom::Path;
 use crate::json::Json;
 
-pub use cluster::{CONFIG_MAP, EVENT, LEASE, NAMESPACE, NODE, SECRET, SERVICE_ACCOUNT};
+pub use cluster::{CONFIG_MAP, EVENT, LEASE, NAMESPACE, NEW_EVENT, NODE, SECRET, SERVICE_ACCOUNT};
 pub use network::{ENDPOINT_SLICE, ENDPOINTS, SERVICE};
 pub use pod::POD;
+pub use policy::{
+    API_SERVICE, CREATED, FLOW_SCHEMA, INGRESS, INGRESS_CLASS, IP_ADDRESS, MUTATING_POLICY,
+    NETWORK_POLICY, POLICY_BINDING, PRIORITY_CLASS, PRIORITY_LEVEL, RESOURCE_QUOTA, ROLE_BINDING,
+    RUNTIME_CLASS, SERVICE_CIDR, VALIDATING_POLICY, WEBHOOKS,
+};
+pub use storage::{
+    ATTRIBUTES_CLASS, CSI_DRIVER, CSI_NODE, PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM,
+    STORAGE_CAPACITY, STORAGE_CLASS, VOLUME_ATTACHMENT,
+};
+pub use workloads::{
+    AUTOSCALER, AUTOSCALER_V1, CONTROLLER_REVISION, CRON_JOB, DAEMON_SET, DEPLOYMENT,
+    DISRUPTION_BUDGET, JOB, POD_TEMPLATE, REPLICA_SET, REPLICATION_CONTROLLER, SCALE, STATEFUL_SET,
+};
 
 /// How a kind is shown.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +36,21 @@ pub struct Printer {
     pub columns: &'static [Column],
     /// The cells of one object at a moment.
     pub row: fn(&Value, Timestamp) -> Vec<Value>,
+    /// Where the cells after the name are found, for custom resources; empty: `row` makes them.
+    pub paths: &'static [Path],
+}
+
+impl Printer {
+    /// The cells of one object.
+    #[must_use]
+    pub fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        if self.paths.is_empty() {
+            return (self.row)(object, now);
+        }
+        let own = self.columns.iter().skip(1).zip(self.paths);
+        let own = own.map(|(column, path)| path.cell(column.kind, object, now));
+        std::iter::once(name(object)).chain(own).collect()
+    }
 }
 
 /// One column.
@@ -43,9 +75,10 @@ pub const PLAIN: Printer = Printer {
             object["metadata"]["creationTimestamp"].clone(),
         ]
     },
+    paths: &[],
 };
 
-const NAME: Column = Column {
+pub(crate) const NAME: Column = Column {
     name: "Name",
     kind: "string",
     format: "name",
@@ -53,9 +86,9 @@ const NAME: Column = Column {
     priority: 0,
 };
 
-const AGE: Column = column("Age", "The time since the object was created.");
+pub(crate) const AGE: Column = column("Age", "The time since the object was created.");
 
-const fn column(name: &'static str, description: &'static str) -> Column {
+pub(crate) const fn column(name: &'static str, description: &'static str) -> Column {
     Column {
         name,
         kind: "string",
@@ -90,7 +123,7 @@ fn age(object: &Value, now: Timestamp) -> Value {
 }
 
 /// The time since `then`; `<unknown>` when it is no time.
-fn since(then: &str, now: Timestamp) -> String {
+pub(crate) fn since(then: &str, now: Timestamp) -> String {
     match then.parse::<Timestamp>() {
         Ok(then) => duration(now.duration_since(then).as_secs()),
         Err(_) => "<unknown>".into(),
@@ -175,7 +208,7 @@ mod tests {
     #[test]
     fn every_row_has_a_cell_for_every_column() {
         let object = json!({"metadata": {"name": "x"}});
-        for kind in crate::kinds::TABLE {
+        for kind in crate::kinds::all() {
             let cells = (kind.printer.row)(&object, Timestamp::now());
             assert_eq!(cells.len(), kind.printer.columns.len(), "{}", kind.kind);
         }
