@@ -9,6 +9,7 @@ mod flags;
 mod host;
 mod http;
 mod kubelet;
+mod kubelet_api;
 mod own_node;
 mod pods;
 mod readiness;

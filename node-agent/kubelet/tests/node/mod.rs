@@ -34,9 +34,11 @@ use nix::{
 use node_agent_host::{HostDeviceSpec, Ipam, Network, PodCidr};
 use node_agent_kubelet::{Kubelet, KubeletConfig, PodHook, PodNetwork, PodWiring};
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
+use tokio::{net::TcpListener, task::JoinHandle};
 
 pub const NODE: &str = "node-1";
+/// The kubelet's own API: the namespace is the test's own.
+pub const API_PORT: u16 = 10250;
 
 /// The machinery of one node; the kubelet is started by [`TestNode::start_kubelet`].
 pub struct TestNode {
@@ -143,6 +145,7 @@ impl TestNode {
             node_ips: vec!["127.0.0.1".parse().unwrap()],
             docker_socket: self.path("docker.sock"),
             pause_image: "fairlead/pause:latest".to_owned(),
+            api_port: Some(API_PORT),
             state_dir: self.path("state"),
         };
         let kubelet = Kubelet::connect(config, self.client.clone()).await.unwrap();
@@ -168,7 +171,16 @@ impl TestNode {
                 panic!("the kubelet has stopped: {error:#}");
             }
         });
-        self.kubelet = Some((kubelet.clone(), vec![heartbeats, pods]));
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        let listener = TcpListener::bind((loopback, API_PORT)).await.unwrap();
+        let api = tokio::spawn({
+            let kubelet = kubelet.clone();
+            async move {
+                let error = kubelet.serve(listener, vec![loopback]).await.unwrap_err();
+                panic!("the kubelet serves no more: {error:#}");
+            }
+        });
+        self.kubelet = Some((kubelet.clone(), vec![heartbeats, pods, api]));
         kubelet
     }
 
