@@ -186,7 +186,12 @@ fn resource(kind: &'static Kind) -> Value {
 fn subresource_kind(kind: &'static Kind, subresource: Subresource) -> &'static str {
     match subresource {
         Subresource::Binding => "Binding",
-        Subresource::Status | Subresource::Finalize => kind.kind,
+        Subresource::Status | Subresource::Finalize | Subresource::Log => kind.kind,
+        Subresource::Exec => "PodExecOptions",
+        Subresource::Attach => "PodAttachOptions",
+        Subresource::PortForward => "PodPortForwardOptions",
+        Subresource::Proxy if kind.kind == "Node" => "NodeProxyOptions",
+        Subresource::Proxy => "PodProxyOptions",
     }
 }
 

@@ -197,6 +197,7 @@ fn add_paths(kind: &'static Kind, base: &str, paths: &mut Map<String, Value>) {
                 "create" => ("post", "post"),
                 "update" => ("put", "put"),
                 "patch" => ("patch", "patch"),
+                "delete" => ("delete", "delete"),
                 _ => ("get", "get"),
             };
             let body = match (*subresource, method) {

@@ -38,6 +38,16 @@ pub enum Subresource {
     Binding,
     /// `namespaces/finalize`: update.
     Finalize,
+    /// `pods/log`: what a container has written.
+    Log,
+    /// `pods/exec`: a command in a container.
+    Exec,
+    /// `pods/attach`: the streams of a container's own program.
+    Attach,
+    /// `pods/portforward`: connections to a pod's ports.
+    PortForward,
+    /// `nodes/proxy`, `pods/proxy`: HTTP to what serves there.
+    Proxy,
 }
 
 /// A field that selectors may name.
@@ -130,6 +140,11 @@ impl Subresource {
             Self::Status => "status",
             Self::Binding => "binding",
             Self::Finalize => "finalize",
+            Self::Log => "log",
+            Self::Exec => "exec",
+            Self::Attach => "attach",
+            Self::PortForward => "portforward",
+            Self::Proxy => "proxy",
         }
     }
 
@@ -139,6 +154,9 @@ impl Subresource {
             Self::Status => &["get", "patch", "update"],
             Self::Binding => &["create"],
             Self::Finalize => &["update"],
+            Self::Log => &["get"],
+            Self::Exec | Self::Attach | Self::PortForward => &["create", "get"],
+            Self::Proxy => &["create", "delete", "get", "patch", "update"],
         }
     }
 }
@@ -252,7 +270,7 @@ pub static TABLE: &[Kind] = &[
         namespaced: false,
         prefix: "/registry/minions/",
         schema: "io.k8s.api.core.v1.Node",
-        subresources: &[Subresource::Status],
+        subresources: &[Subresource::Proxy, Subresource::Status],
         fields: &[SelectableField {
             name: "spec.unschedulable",
             read: |v| flag(v, "/spec/unschedulable"),
@@ -269,7 +287,15 @@ pub static TABLE: &[Kind] = &[
         categories: &["all"],
         prefix: "/registry/pods/",
         schema: "io.k8s.api.core.v1.Pod",
-        subresources: &[Subresource::Binding, Subresource::Status],
+        subresources: &[
+            Subresource::Attach,
+            Subresource::Binding,
+            Subresource::Exec,
+            Subresource::Log,
+            Subresource::PortForward,
+            Subresource::Proxy,
+            Subresource::Status,
+        ],
         fields: fields!(
             "spec.nodeName" => "/spec/nodeName",
             "spec.restartPolicy" => "/spec/restartPolicy",
