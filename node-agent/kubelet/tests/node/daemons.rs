@@ -31,7 +31,7 @@ impl TestNode {
         fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
         for applet in [
             "sh", "sleep", "cat", "echo", "httpd", "ip", "wget", "env", "touch", "rm", "hostname",
-            "date",
+            "date", "seq", "tar", "head", "mkdir", "wc", "stty", "tty", "true", "test", "ls",
         ] {
             std::os::unix::fs::symlink("busybox", bin.join(applet)).unwrap();
         }

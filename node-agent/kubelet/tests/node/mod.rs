@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 mod daemons;
+pub mod kubectl;
 
 use std::{
     fs::{self, File},
