@@ -3,6 +3,7 @@
 
 mod bench;
 mod check;
+mod codegen;
 mod command;
 mod ebpf;
 mod setup;
@@ -30,6 +31,8 @@ enum Command {
     BuildEbpf,
     /// Formatting, clippy, the rules of ARCHITECTURE.md; needs no root
     Check,
+    /// Write the tables of the API's types from what Kubernetes publishes; --check only compares
+    Codegen(codegen::Options),
     /// Everything: check, unit tests, real-kernel tests, kubectl, a whole cluster; needs root
     Test(test::Options),
     /// Start a cluster of several nodes on this machine, prove its traffic, stay until Ctrl-C
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(),
         Command::BuildEbpf => ebpf::run(),
         Command::Check => check::run(),
+        Command::Codegen(options) => codegen::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Up(options) => up::run(&options),
         Command::Down => up::down(),

@@ -2,7 +2,7 @@
 //! that some clients still read.
 
 use axum::response::Response;
-use control_plane_registry::kinds::{self, VERBS};
+use control_plane_registry::kinds;
 use control_plane_registry::{Kind, Subresource};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ pub fn legacy(group: &str, version: &str) -> Response {
             "singularName": kind.singular,
             "namespaced": kind.namespaced,
             "kind": kind.kind,
-            "verbs": VERBS,
+            "verbs": kind.verbs,
         });
         if !kind.short_names.is_empty() {
             entry["shortNames"] = json!(kind.short_names);
@@ -59,13 +59,19 @@ pub fn legacy(group: &str, version: &str) -> Response {
         }
         resources.push(entry);
         for subresource in kind.subresources {
-            resources.push(json!({
+            let (of_group, of_version, of_kind) = subresource_kind(kind, *subresource);
+            let mut entry = json!({
                 "name": format!("{}/{}", kind.plural, subresource.name()),
                 "singularName": "",
                 "namespaced": kind.namespaced,
-                "kind": subresource_kind(kind, *subresource),
+                "kind": of_kind,
                 "verbs": subresource.verbs(),
-            }));
+            });
+            if of_group != kind.group {
+                entry["group"] = of_group.into();
+                entry["version"] = of_version.into();
+            }
+            resources.push(entry);
         }
     }
     let body = json!({
@@ -110,9 +116,7 @@ pub fn group_version(group: &str, version: &str) -> String {
 
 /// The kinds of a group and version.
 pub fn of(group: &str, version: &str) -> impl Iterator<Item = &'static Kind> {
-    kinds::TABLE
-        .iter()
-        .filter(move |k| k.group == group && k.version == version)
+    kinds::all().filter(move |k| k.group == group && k.version == version)
 }
 
 fn aggregated(wanted: impl Fn(&str) -> bool) -> Response {
@@ -147,7 +151,7 @@ fn aggregated(wanted: impl Fn(&str) -> bool) -> Response {
 }
 
 fn resource(kind: &'static Kind) -> Value {
-    let response = |name: &str| json!({"group": kind.group, "version": kind.version, "kind": name});
+    let response = |(group, version, name): (&str, &str, &str)| json!({"group": group, "version": version, "kind": name});
     let subresources: Vec<Value> = kind
         .subresources
         .iter()
@@ -166,10 +170,10 @@ fn resource(kind: &'static Kind) -> Value {
     };
     let mut out = json!({
         "resource": kind.plural,
-        "responseKind": response(kind.kind),
+        "responseKind": response((kind.group, kind.version, kind.kind)),
         "scope": scope,
         "singularResource": kind.singular,
-        "verbs": VERBS,
+        "verbs": kind.verbs,
     });
     for (field, list) in [
         ("shortNames", json!(kind.short_names)),
@@ -183,15 +187,23 @@ fn resource(kind: &'static Kind) -> Value {
     out
 }
 
-fn subresource_kind(kind: &'static Kind, subresource: Subresource) -> &'static str {
+/// The group, version and kind that a subresource reads and writes.
+fn subresource_kind(
+    kind: &'static Kind,
+    subresource: Subresource,
+) -> (&'static str, &'static str, &'static str) {
     match subresource {
-        Subresource::Binding => "Binding",
-        Subresource::Status | Subresource::Finalize | Subresource::Log => kind.kind,
-        Subresource::Exec => "PodExecOptions",
-        Subresource::Attach => "PodAttachOptions",
-        Subresource::PortForward => "PodPortForwardOptions",
-        Subresource::Proxy if kind.kind == "Node" => "NodeProxyOptions",
-        Subresource::Proxy => "PodProxyOptions",
+        Subresource::Binding => (kind.group, kind.version, "Binding"),
+        Subresource::Scale => ("autoscaling", "v1", "Scale"),
+        Subresource::Eviction => ("policy", "v1", "Eviction"),
+        Subresource::Status | Subresource::Finalize | Subresource::Log => {
+            (kind.group, kind.version, kind.kind)
+        }
+        Subresource::Exec => (kind.group, kind.version, "PodExecOptions"),
+        Subresource::Attach => (kind.group, kind.version, "PodAttachOptions"),
+        Subresource::PortForward => (kind.group, kind.version, "PodPortForwardOptions"),
+        Subresource::Proxy if kind.kind == "Node" => (kind.group, kind.version, "NodeProxyOptions"),
+        Subresource::Proxy => (kind.group, kind.version, "PodProxyOptions"),
     }
 }
 

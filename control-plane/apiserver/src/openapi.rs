@@ -13,6 +13,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::connect::Connection;
 use crate::query::Query;
 use crate::{Api, discovery, respond};
 
@@ -132,11 +133,11 @@ impl Document {
         let mut roots = vec![STATUS, DELETE_OPTIONS];
         for kind in discovery::of(group, version) {
             roots.push(kind.schema);
+            roots.extend(kind.subresources.iter().filter_map(|s| body_of(*s)));
             add_paths(kind, &format!("/{path}"), &mut paths);
         }
         let lists: Vec<String> = roots.iter().map(|r| format!("{r}List")).collect();
         roots.extend(lists.iter().map(String::as_str));
-        roots.push("io.k8s.api.core.v1.Binding");
         let schema = schema();
         let schemas: Map<String, Value> = schema
             .reachable(&roots)
@@ -160,7 +161,21 @@ impl Document {
     }
 }
 
+/// The type of a subresource that is not the kind itself.
+fn body_of(subresource: Subresource) -> Option<&'static str> {
+    match subresource {
+        Subresource::Binding => Some("io.k8s.api.core.v1.Binding"),
+        Subresource::Eviction => Some("io.k8s.api.policy.v1.Eviction"),
+        Subresource::Scale => Some("io.k8s.api.autoscaling.v1.Scale"),
+        _ => None,
+    }
+}
+
 fn add_paths(kind: &'static Kind, base: &str, paths: &mut Map<String, Value>) {
+    if !kind.verbs.contains(&"get") {
+        add_create_only(kind, base, paths);
+        return;
+    }
     let mut scope: Vec<Value> = Vec::new();
     let mut collection = format!("{base}/{}", kind.plural);
     if kind.namespaced {
@@ -189,7 +204,9 @@ fn add_paths(kind: &'static Kind, base: &str, paths: &mut Map<String, Value>) {
         "parameters": scope,
     });
     paths.insert(format!("{collection}/{{name}}"), one);
-    for subresource in kind.subresources {
+    // What passes through a connection has no schema.
+    let described = |subresource: &&Subresource| Connection::of(**subresource).is_none();
+    for subresource in kind.subresources.iter().filter(described) {
         let name = subresource.name();
         let mut item = json!({"parameters": scope});
         for verb in subresource.verbs() {
@@ -197,18 +214,28 @@ fn add_paths(kind: &'static Kind, base: &str, paths: &mut Map<String, Value>) {
                 "create" => ("post", "post"),
                 "update" => ("put", "put"),
                 "patch" => ("patch", "patch"),
-                "delete" => ("delete", "delete"),
                 _ => ("get", "get"),
             };
-            let body = match (*subresource, method) {
-                (Subresource::Binding, _) => Some("io.k8s.api.core.v1.Binding"),
-                (_, "put") => Some(kind.schema),
+            let body = match (body_of(*subresource), method) {
+                (Some(of), "post" | "put") => Some(of),
+                (None, "put") => Some(kind.schema),
                 _ => None,
             };
             item[method] = operation(kind, action, name, body);
         }
         paths.insert(format!("{collection}/{{name}}/{name}"), item);
     }
+}
+
+/// What is answered and not stored.
+fn add_create_only(kind: &'static Kind, base: &str, paths: &mut Map<String, Value>) {
+    let scope = if kind.namespaced {
+        "/namespaces/{namespace}"
+    } else {
+        ""
+    };
+    let create = json!({"post": operation(kind, "post", "", Some(kind.schema))});
+    paths.insert(format!("{base}{scope}/{}", kind.plural), create);
 }
 
 /// One operation; `body` is the type of its body.

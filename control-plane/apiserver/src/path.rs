@@ -182,7 +182,7 @@ mod tests {
             parse("/apis/discovery.k8s.io"),
             Parsed::Group("discovery.k8s.io")
         );
-        assert_eq!(parse("/apis/apps/v1/deployments"), Parsed::Nothing);
+        assert_eq!(parse("/apis/example.com/v1/things"), Parsed::Nothing);
         assert_eq!(parse("/api/v1/podz"), Parsed::UnknownResource);
         assert_eq!(parse("/favicon.ico"), Parsed::Nothing);
     }

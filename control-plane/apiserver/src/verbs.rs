@@ -7,7 +7,7 @@ use axum::response::Response;
 use control_plane_registry::decode::{self, Body};
 use control_plane_registry::errors::Result;
 use control_plane_registry::{
-    ApiError, DeleteOptions, Deleted, Kind, List, Object, Subresource, Written,
+    ApiError, DeleteOptions, Deleted, Kind, List, Object, Subresource, Written, kinds,
 };
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
@@ -39,16 +39,25 @@ async fn dispatch(api: Api, target: Target, request: Request) -> Result<Response
         target,
     };
     let collection = call.target.name.is_empty();
+    if call.target.subresource.is_none() && !call.allows(&parts.method) {
+        return Err(ApiError::method_not_allowed());
+    }
     match (&parts.method, call.target.subresource) {
         (&Method::GET, None) if call.is_watch() => call.watch().await,
         (&Method::GET, None) if collection => call.list().await,
         (&Method::GET, None | Some(Subresource::Status)) => call.get().await,
+        (&Method::GET, Some(Subresource::Scale)) => call.scale().await,
+        (&Method::POST, None) if call.kind.kind == "Binding" => {
+            call.bind(call.read(body).await?).await
+        }
         (&Method::POST, None) if collection => call.create(call.read(body).await?).await,
         (&Method::POST, Some(Subresource::Binding)) => call.bind(call.read(body).await?).await,
+        (&Method::POST, Some(Subresource::Eviction)) => call.evict(call.read(body).await?).await,
         (&Method::PUT, None | Some(Subresource::Status | Subresource::Finalize)) if !collection => {
             call.update(call.read(body).await?).await
         }
-        (&Method::PATCH, None | Some(Subresource::Status)) if !collection => {
+        (&Method::PUT, Some(Subresource::Scale)) => call.update_scale(call.read(body).await?).await,
+        (&Method::PATCH, None | Some(Subresource::Status | Subresource::Scale)) if !collection => {
             let patch_type = negotiate::patch_type(&call.headers)?;
             let bytes = body::read(body).await?;
             let patch = decode::parse(&bytes, decode::Format::Json)?;
@@ -78,6 +87,49 @@ struct Call {
 impl Call {
     fn is_watch(&self) -> bool {
         self.target.watch || self.query.flag("watch")
+    }
+
+    /// Whether the kind takes the method at all.
+    fn allows(&self, method: &Method) -> bool {
+        let verb = match *method {
+            Method::POST => "create",
+            Method::PUT => "update",
+            Method::PATCH => "patch",
+            Method::DELETE => "delete",
+            _ => "get",
+        };
+        self.kind.verbs.contains(&verb)
+    }
+
+    async fn scale(&self) -> Result<Response> {
+        let Target {
+            namespace, name, ..
+        } = &self.target;
+        let scale = self.api.registry.scale(self.kind, namespace, name).await?;
+        self.object(StatusCode::OK, &scale)
+    }
+
+    async fn update_scale(&self, body: Body) -> Result<Response> {
+        let Target {
+            namespace, name, ..
+        } = &self.target;
+        let options = self.query.write_options()?;
+        let registry = &self.api.registry;
+        let written = registry.update_scale(self.kind, namespace, name, body, &options);
+        self.written(StatusCode::OK, &written.await?)
+    }
+
+    async fn evict(&self, body: Body) -> Result<Response> {
+        let Target {
+            namespace, name, ..
+        } = &self.target;
+        let mut options = DeleteOptions::from_body(&body.value["deleteOptions"])?;
+        options.dry_run |= self.query.write_options()?.dry_run;
+        let registry = &self.api.registry;
+        registry
+            .evict(self.kind, namespace, name, &body.value, &options)
+            .await?;
+        Ok(success(StatusCode::CREATED))
     }
 
     async fn get(&self) -> Result<Response> {
@@ -156,6 +208,11 @@ impl Call {
         } = &self.target;
         let options = self.query.write_options()?;
         let registry = &self.api.registry;
+        if *subresource == Some(Subresource::Scale) {
+            let written =
+                registry.patch_scale(self.kind, namespace, name, patch, patch_type, &options);
+            return self.written(StatusCode::OK, &written.await?);
+        }
         let written = registry.patch(
             self.kind,
             *subresource,
@@ -173,12 +230,19 @@ impl Call {
             namespace, name, ..
         } = &self.target;
         let dry_run = self.query.write_options()?.dry_run;
+        // A Binding posted to its own collection names its pod.
+        let (pods, name) = match name.as_str() {
+            "" => (
+                kinds::find("", "v1", "pods").ok_or_else(ApiError::unknown_resource)?,
+                body.value["metadata"]["name"].as_str().unwrap_or_default(),
+            ),
+            name => (self.kind, name),
+        };
         self.api
             .registry
-            .bind(self.kind, namespace, name, &body.value, dry_run)
+            .bind(pods, namespace, name, &body.value, dry_run)
             .await?;
-        let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
-        Ok(respond::json(StatusCode::CREATED, &status))
+        Ok(success(StatusCode::CREATED))
     }
 
     async fn delete(&self, options: &DeleteOptions) -> Result<Response> {
@@ -232,7 +296,7 @@ impl Call {
             Shape::Table => {
                 let include = table::Include::parse(self.query.get("includeObject"))?;
                 let metadata = json!({"resourceVersion": object.revision.to_string()});
-                let table = table::make(self.kind, metadata, [object], include);
+                let table = table::make(object.kind, metadata, [object], include);
                 Ok(respond::json(status, &table))
             }
             Shape::Metadata => Ok(respond::json(status, &table::partial(&object.value()))),
@@ -265,6 +329,17 @@ impl Call {
         };
         Ok(respond::json(StatusCode::OK, &body))
     }
+}
+
+fn success(code: StatusCode) -> Response {
+    let status = json!({
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Success",
+        "code": code.as_u16(),
+    });
+    respond::json(code, &status)
 }
 
 /// A list of objects that are encoded already.

@@ -39,7 +39,7 @@ async fn aggregated_discovery_has_its_exact_type() {
         .iter()
         .map(|s| &s["subresource"])
         .collect();
-    assert_eq!(names, ["binding", "status"]);
+    assert_eq!(names, ["binding", "eviction", "status"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,7 +53,21 @@ async fn legacy_discovery_says_the_same() {
         .iter()
         .map(|g| &g["name"])
         .collect();
-    assert_eq!(names, ["coordination.k8s.io", "discovery.k8s.io"]);
+    for group in ["apps", "batch", "coordination.k8s.io", "discovery.k8s.io"] {
+        assert!(names.iter().any(|n| *n == group), "{names:?}");
+    }
+    let autoscaling = server.get("/apis/autoscaling").await.json();
+    assert_eq!(autoscaling["preferredVersion"]["version"], "v2");
+    let apps = server.get("/apis/apps/v1").await.json();
+    let scale = apps["resources"].as_array().unwrap().iter();
+    let scale = scale
+        .clone()
+        .find(|r| r["name"] == "deployments/scale")
+        .unwrap();
+    assert_eq!(
+        (&scale["group"], &scale["kind"]),
+        (&json!("autoscaling"), &json!("Scale"))
+    );
     let list = server.get("/apis/discovery.k8s.io/v1").await.json();
     assert_eq!(list["groupVersion"], "discovery.k8s.io/v1");
     assert_eq!(list["resources"][0]["name"], "endpointslices");

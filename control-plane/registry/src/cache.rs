@@ -74,7 +74,7 @@ pub struct Position(u64);
 
 impl Cache {
     pub fn new() -> Self {
-        let kinds = kinds::TABLE.iter().map(|kind| KindCache {
+        let kinds = kinds::all().map(|kind| KindCache {
             kind,
             state: RwLock::default(),
             changed: watch::Sender::new(()),
@@ -219,10 +219,10 @@ impl Cache {
             if is_claim(&kv.key) {
                 claims.note_taken(&kv.key);
             }
-            if let Some((at, rest)) = self.find(&kv.key)
-                && let Some(object) = decode(self.kinds[at].kind, kv)
-            {
-                states[at].objects.insert(rest.to_owned(), object);
+            for (at, rest) in self.find(&kv.key) {
+                if let Some(object) = decode(self.kinds[at].kind, kv) {
+                    states[at].objects.insert(rest.to_owned(), object);
+                }
             }
         }
         // The past is already part of the objects: it only goes into the rings.
@@ -234,7 +234,9 @@ impl Cache {
             for change in batch.events {
                 if change.revision > all.revision {
                     newer.push(change);
-                } else if let Some((at, _)) = self.find(&change.key) {
+                    continue;
+                }
+                for (at, _) in self.find(&change.key) {
                     let kind = self.kinds[at].kind;
                     let previous = change.prev_kv.as_ref().and_then(|kv| decode(kind, kv));
                     if let Some(event) = event(kind, &change, previous) {
@@ -322,7 +324,7 @@ impl Cache {
                     None => claims.note_free(&change.key),
                 }
             }
-            if let Some((at, rest)) = self.find(&change.key) {
+            for (at, rest) in self.find(&change.key) {
                 self.kinds[at].apply(rest, change);
                 touched[at] = true;
             }
@@ -336,12 +338,13 @@ impl Cache {
         }
     }
 
-    /// The kind that a key belongs to, and the rest of the key.
-    fn find<'a>(&self, key: &'a str) -> Option<(usize, &'a str)> {
-        self.kinds.iter().enumerate().find_map(|(at, kind)| {
-            let rest = key.strip_prefix(kind.kind.prefix)?;
-            Some((at, rest))
-        })
+    /// The kinds that a key belongs to (one for each version that shows it), and the rest of the key.
+    fn find<'a>(&self, key: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
+        self.kinds
+            .iter()
+            .enumerate()
+            .filter(|(_, kind)| !kind.kind.prefix.is_empty())
+            .filter_map(move |(at, kind)| Some((at, key.strip_prefix(kind.kind.prefix)?)))
     }
 }
 
@@ -414,10 +417,15 @@ fn is_claim(key: &str) -> bool {
     key.starts_with(IP_PREFIX) || key.starts_with(PORT_PREFIX)
 }
 
-/// The object under a key; a value that is no JSON object is reported and passed over.
+/// The object under a key, in the version of `kind`; a value that is no JSON object is reported and passed over.
 pub fn decode(kind: &'static Kind, kv: &KeyValue) -> Option<Arc<Object>> {
     match serde_json::from_slice::<serde_json::Value>(&kv.value) {
-        Ok(value) if value.is_object() => Some(Arc::new(Object::new(kind, value, kv.mod_revision))),
+        Ok(mut value) if value.is_object() => {
+            if let Some(conversion) = kind.conversion {
+                (conversion.from_stored)(&mut value);
+            }
+            Some(Arc::new(Object::new(kind, value, kv.mod_revision)))
+        }
         _ => {
             tracing::error!(
                 key = &*kv.key,

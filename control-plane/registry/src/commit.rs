@@ -41,13 +41,13 @@ impl Registry {
         let mut compares = vec![Compare::unchanged(change.key.clone(), change.expect)];
         compares.extend(change.guards);
         let mut then = vec![match change.value {
-            Some(value) => Op::put(change.key.clone(), encode(value)?),
+            Some(value) => Op::put(change.key.clone(), encode(stored(change.kind, value))?),
             None => Op::delete(change.key.clone()),
         }];
         let mut else_get = vec![change.key.as_str().into()];
         for taking in &change.plan.take {
             compares.push(Compare::absent(taking.key.clone()));
-            then.push(Op::put(taking.key.clone(), encode(&taking.value)?));
+            then.push(Op::put(taking.key.clone(), encode(taking.value.clone())?));
             else_get.push(taking.key.as_str().into());
         }
         then.extend(change.plan.give_back.into_iter().map(Op::delete));
@@ -103,9 +103,17 @@ impl<'a> Change<'a> {
     }
 }
 
-/// The stored form: without the revision, which the store itself knows.
-fn encode(value: &Value) -> Result<Bytes> {
+/// The object in the version that is stored.
+fn stored(kind: &Kind, value: &Value) -> Value {
     let mut value = value.clone();
+    if let Some(conversion) = kind.conversion {
+        (conversion.to_stored)(&mut value);
+    }
+    value
+}
+
+/// The stored bytes: without the revision, which the store itself knows.
+fn encode(mut value: Value) -> Result<Bytes> {
     value.take_at("/metadata/resourceVersion");
     serde_json::to_vec(&value)
         .map(Bytes::from)

@@ -40,6 +40,7 @@ pub enum Reason {
     RequestEntityTooLarge,
     ServiceUnavailable,
     Timeout,
+    TooManyRequests,
     UnsupportedMediaType,
 }
 
@@ -214,6 +215,21 @@ impl ApiError {
         let mut error = Self::new(503, Reason::ServiceUnavailable, message);
         error.retry_after = 1;
         error
+    }
+
+    /// A budget forbids an eviction; `why` says which.
+    #[must_use]
+    pub fn too_many_disruptions(why: &str) -> Self {
+        let message = "Cannot evict pod as it would violate the pod's disruption budget.";
+        let mut error = Self::new(429, Reason::TooManyRequests, message);
+        error.details = json!({"causes": [{"reason": "DisruptionBudget", "message": why}]});
+        error
+    }
+
+    /// A request that this server cannot work out.
+    #[must_use]
+    pub fn internal_text(message: impl Into<String>) -> Self {
+        Self::new(500, Reason::InternalError, message)
     }
 
     /// A fault of ours or of the store, not of the request.

@@ -40,7 +40,7 @@ impl Registry {
 
     /// Removes objects of kinds that do not live for ever (Events) when their time is over.
     async fn expire(&self) {
-        for kind in kinds::TABLE {
+        for kind in kinds::all() {
             let Some(seconds) = kind.strategy.time_to_live else {
                 continue;
             };

@@ -1,7 +1,7 @@
 //! What objects mean: kinds, decoding, defaulting, validation, patches, allocation, selectors, deletion and the
 //! watch cache, between the [store](control_plane_store) (bytes under keys) and whoever serves the API.
 //!
-//! Kinds are data: one row of [`kinds::TABLE`] over untyped JSON. This crate knows no HTTP.
+//! Kinds are data: one row of [`kinds::all`] over untyped JSON. This crate knows no HTTP.
 
 #![forbid(unsafe_code)]
 
@@ -12,10 +12,12 @@ mod commit;
 pub mod decode;
 mod delete;
 pub mod errors;
+mod evict;
 mod field;
 mod housekeeping;
 pub mod json;
 pub mod kinds;
+pub mod labels;
 mod list;
 mod merge;
 mod meta;
@@ -23,6 +25,7 @@ mod object;
 pub mod options;
 mod parts;
 mod registry;
+mod scale;
 pub mod schema;
 pub mod selector;
 mod strategic;

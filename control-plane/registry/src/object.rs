@@ -70,7 +70,7 @@ impl Object {
             name: value.text("/metadata/name").to_owned(),
             uid: value.text("/metadata/uid").to_owned(),
             labels,
-            fields: kind.fields.iter().map(|f| (f.read)(&value)).collect(),
+            fields: kind.fields.iter().map(|f| f.read(&value)).collect(),
             revision,
             bytes: bytes.into(),
             received: Instant::now(),

@@ -1,5 +1,5 @@
-//! The fields of every served type: one table, generated from Kubernetes' own OpenAPI
-//! (see `examples/schema_table.rs`), read by decoding, by strategic merge and by OpenAPI discovery.
+//! The fields of every served type: two tables that `cargo xtask codegen` writes from what Kubernetes publishes, read by
+//! decoding, by both kinds of merge and by OpenAPI discovery.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -15,11 +15,28 @@ pub struct Schema {
 }
 
 /// The fields of one object type.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Type {
     /// The Go name: the last part of the OpenAPI name.
     pub name: String,
     pub fields: HashMap<String, Field>,
+    /// Fields that JSON always carries, in the order of the schema.
+    pub required: Vec<String>,
+    /// `x-kubernetes-map-type: atomic`: who applies a part owns the whole.
+    pub atomic: bool,
+    /// What stands under which number in protobuf.
+    pub numbers: Numbers,
+}
+
+/// Protobuf's field numbers of a message.
+pub type Numbers = HashMap<u32, Number>;
+
+/// What stands under a number.
+#[derive(Debug)]
+pub enum Number {
+    Property(String),
+    /// A message that JSON writes as if its fields were those of the outer one.
+    Inline(Numbers),
 }
 
 /// One field, or the items of a list, or the values of a map.
@@ -30,6 +47,19 @@ pub struct Field {
     pub merge: bool,
     /// `x-kubernetes-patch-merge-key`: which field tells the items of the list apart.
     pub merge_key: Option<String>,
+    /// How server-side apply divides a list among its owners.
+    pub list: ListType,
+    /// `x-kubernetes-map-type: atomic` of this field.
+    pub atomic: bool,
+}
+
+/// `x-kubernetes-list-type`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListType {
+    Atomic,
+    Set,
+    /// With `x-kubernetes-list-map-keys`.
+    Map(Vec<String>),
 }
 
 /// What JSON a field takes.
@@ -55,8 +85,11 @@ pub enum Shape {
 }
 
 static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
-    Schema::parse(include_str!("schema/definitions.json"))
-        .expect("the committed table is the output of examples/schema_table.rs, which is JSON")
+    Schema::parse(
+        include_str!("schema/definitions.json"),
+        include_str!("schema/protobuf.json"),
+    )
+    .expect("the committed tables are the output of `cargo xtask codegen`, which is JSON")
 });
 
 /// The table that is compiled in.
@@ -66,24 +99,15 @@ pub fn schema() -> &'static Schema {
 }
 
 impl Schema {
-    fn parse(text: &str) -> Result<Self, serde_json::Error> {
-        let definitions: Map<String, Value> = serde_json::from_str(text)?;
+    fn parse(definitions: &str, numbers: &str) -> Result<Self, serde_json::Error> {
+        let definitions: Map<String, Value> = serde_json::from_str(definitions)?;
+        let numbers: Map<String, Value> = serde_json::from_str(numbers)?;
         let types = definitions
             .iter()
             .filter_map(|(name, definition)| {
-                let properties = definition.get("properties")?.as_object()?;
-                let fields = properties
-                    .iter()
-                    .map(|(field, schema)| (field.clone(), Field::parse(schema, &definitions)))
-                    .collect();
-                let short = name.rsplit('.').next().unwrap_or(name).to_owned();
-                Some((
-                    name.clone(),
-                    Type {
-                        name: short,
-                        fields,
-                    },
-                ))
+                let mut of = Type::parse(name, definition, &definitions)?;
+                of.numbers = numbers.get(name).map(parse_numbers).unwrap_or_default();
+                Some((name.clone(), of))
             })
             .collect();
         Ok(Self { definitions, types })
@@ -111,6 +135,36 @@ impl Schema {
     }
 }
 
+fn parse_numbers(table: &Value) -> Numbers {
+    let entries = table.as_object().into_iter().flatten();
+    entries
+        .filter_map(|(number, what)| {
+            let what = match what.as_str() {
+                Some(property) => Number::Property(property.to_owned()),
+                None => Number::Inline(parse_numbers(what)),
+            };
+            Some((number.parse().ok()?, what))
+        })
+        .collect()
+}
+
+impl Type {
+    /// `None` for what is no object with named fields.
+    fn parse(name: &str, definition: &Value, all: &Map<String, Value>) -> Option<Self> {
+        let properties = definition.get("properties")?.as_object()?;
+        Some(Self {
+            name: name.rsplit('.').next().unwrap_or(name).to_owned(),
+            fields: properties
+                .iter()
+                .map(|(field, schema)| (field.clone(), Field::parse(schema, all)))
+                .collect(),
+            required: strings(definition, "required"),
+            atomic: is_atomic_map(definition),
+            numbers: Numbers::new(),
+        })
+    }
+}
+
 impl Field {
     fn parse(schema: &Value, all: &Map<String, Value>) -> Self {
         let text = |key: &str| schema.get(key).and_then(Value::as_str);
@@ -119,18 +173,34 @@ impl Field {
             merge: text("x-kubernetes-patch-strategy")
                 .is_some_and(|s| s.split(',').any(|s| s == "merge")),
             merge_key: text("x-kubernetes-patch-merge-key").map(ToOwned::to_owned),
+            list: match text("x-kubernetes-list-type") {
+                Some("set") => ListType::Set,
+                Some("map") => ListType::Map(strings(schema, "x-kubernetes-list-map-keys")),
+                _ => ListType::Atomic,
+            },
+            atomic: is_atomic_map(schema),
         }
     }
 
     /// The object type of this field, or of its items or values.
     #[must_use]
-    pub fn object_type(&self) -> Option<&'static Type> {
+    pub fn object_type(&self) -> Option<&Type> {
         match &self.shape {
             Shape::Object(name) => schema().get(name),
             Shape::Array(inner) | Shape::Map(inner) => inner.object_type(),
             _ => None,
         }
     }
+}
+
+fn is_atomic_map(schema: &Value) -> bool {
+    schema.get("x-kubernetes-map-type").and_then(Value::as_str) == Some("atomic")
+}
+
+fn strings(schema: &Value, key: &str) -> Vec<String> {
+    let list = schema.get(key).and_then(Value::as_array);
+    let texts = list.into_iter().flatten().filter_map(Value::as_str);
+    texts.map(ToOwned::to_owned).collect()
 }
 
 impl Shape {
@@ -165,7 +235,7 @@ impl Shape {
         match name.rsplit('.').next().unwrap_or(name) {
             "Quantity" => Self::Quantity,
             "IntOrString" => Self::IntOrString,
-            "RawExtension" | "FieldsV1" => Self::Any,
+            "RawExtension" | "FieldsV1" | "JSON" => Self::Any,
             _ => match all.get(name) {
                 Some(d) if d.get("properties").is_some() => Self::Object(name.to_owned()),
                 Some(d) => Self::parse(d, all),

@@ -99,7 +99,7 @@ fn is_merged(field: Option<&Field>) -> bool {
 }
 
 /// The type of an object field; maps from names to values have none.
-fn inner_type(field: Option<&Field>) -> Option<&'static Type> {
+fn inner_type(field: Option<&Field>) -> Option<&Type> {
     field
         .filter(|f| matches!(f.shape, Shape::Object(_)))
         .and_then(Field::object_type)

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::errors::FieldError;
 use crate::json::Json;
+use crate::schema::{Shape, Type};
 
 /// Lower case letters, digits, `-` and `.`; at most 253 characters (RFC 1123).
 #[must_use]
@@ -293,6 +294,51 @@ pub fn one_of(
     let text = value.text(pointer);
     if !text.is_empty() && !known.contains(&text) {
         errors.push(FieldError::not_supported(path, text, known));
+    }
+}
+
+/// What the schema requires of `value`, an object of type `of`, outside of metadata, status and the pods' own
+/// specification (which has rules of its own).
+pub fn required(of: &Type, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let join = |name: &str| match path {
+        "" => name.to_owned(),
+        path => format!("{path}.{name}"),
+    };
+    for name in &of.required {
+        let there = match value.get(name) {
+            None | Some(Value::Null) => false,
+            Some(Value::String(text)) => !text.is_empty(),
+            Some(_) => true,
+        };
+        if !there {
+            errors.push(FieldError::required(join(name), ""));
+        }
+    }
+    for (name, value) in value.as_object().into_iter().flatten() {
+        let skip = path.is_empty() && matches!(name.as_str(), "metadata" | "status");
+        let Some(field) = of.fields.get(name) else {
+            continue;
+        };
+        let Some(of) = field.object_type() else {
+            continue;
+        };
+        if skip || of.name == "PodSpec" {
+            continue;
+        }
+        match value {
+            Value::Array(items) => {
+                for (at, item) in items.iter().enumerate() {
+                    required(of, item, &format!("{}[{at}]", join(name)), errors);
+                }
+            }
+            Value::Object(map) if matches!(field.shape, Shape::Map(_)) => {
+                for (key, item) in map {
+                    required(of, item, &format!("{}[{key}]", join(name)), errors);
+                }
+            }
+            Value::Object(_) => required(of, value, &join(name), errors),
+            _ => {}
+        }
     }
 }
 

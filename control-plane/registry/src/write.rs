@@ -45,8 +45,15 @@ impl Registry {
     ) -> Result<Written> {
         let mut object = body.value;
         identify(kind, &mut object)?;
-        let warnings = decode::conform(kind, &mut object, body.found, options.field_validation)?;
+        let mut warnings =
+            decode::conform(kind, &mut object, body.found, options.field_validation)?;
+        warnings.extend(caveat(kind));
         place(kind, namespace, &mut object)?;
+        if let Some(review) = kind.strategy.review {
+            check(kind, &object)?;
+            review(&mut object);
+            return Ok(Written::new(kind, object, 0, warnings));
+        }
         if !object.text("/metadata/resourceVersion").is_empty() {
             return Err(ApiError::bad_request(
                 "resourceVersion should not be set on objects to be created",
@@ -113,13 +120,8 @@ impl Registry {
         }
         (strategy.default)(new);
         (strategy.prepare_create)(new);
-        let mut errors = Vec::new();
-        validate::metadata(new, kind.namespaced, strategy.name, &mut errors);
-        (strategy.validate)(new, &mut errors);
+        check(kind, new)?;
         let name = new.text("/metadata/name").to_owned();
-        if !errors.is_empty() {
-            return Err(ApiError::invalid(kind, &name, &errors));
-        }
         match strategy.claim {
             Some(claim) => claim(self.claims(), None, Some(new))
                 .map_err(|errors| ApiError::invalid(kind, &name, &errors)),
@@ -174,7 +176,9 @@ impl Registry {
     ) -> Result<Written> {
         let mut object = body.value;
         identify(kind, &mut object)?;
-        let warnings = decode::conform(kind, &mut object, body.found, options.field_validation)?;
+        let mut warnings =
+            decode::conform(kind, &mut object, body.found, options.field_validation)?;
+        warnings.extend(caveat(kind));
         place(kind, namespace, &mut object)?;
         let given = object.text("/metadata/name");
         if given.is_empty() {
@@ -236,6 +240,7 @@ impl Registry {
             if options.field_validation == FieldValidation::Ignore {
                 found.clear();
             }
+            found.extend(caveat(kind));
             Ok((new, found))
         };
         self.modify(kind, subresource, namespace, name, options.dry_run, change)
@@ -280,7 +285,7 @@ impl Registry {
     }
 
     /// Reads, changes and writes back, again if somebody else was faster and the client did not insist on a version.
-    async fn modify(
+    pub(crate) async fn modify(
         &self,
         kind: &'static Kind,
         subresource: Option<Subresource>,
@@ -358,9 +363,7 @@ impl Registry {
             let generation = old.integer("/metadata/generation").unwrap_or(0);
             new.put("/metadata/generation", generation + 1);
         }
-        let mut errors = Vec::new();
-        validate::metadata(new, kind.namespaced, strategy.name, &mut errors);
-        (strategy.validate)(new, &mut errors);
+        let mut errors = faults(kind, new);
         if subresource.is_none() {
             (strategy.validate_update)(new, old, &mut errors);
         }
@@ -374,6 +377,38 @@ impl Registry {
             None => Ok(Plan::default()),
         }
     }
+}
+
+/// Refuses an object with faults.
+fn check(kind: &Kind, object: &Value) -> Result<()> {
+    let faults = faults(kind, object);
+    if faults.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::invalid(
+        kind,
+        object.text("/metadata/name"),
+        &faults,
+    ))
+}
+
+/// What is wrong with an object by itself.
+fn faults(kind: &Kind, object: &Value) -> Vec<FieldError> {
+    let strategy = &kind.strategy;
+    let mut errors = Vec::new();
+    // What is only answered needs no name.
+    if strategy.review.is_none() {
+        validate::metadata(object, kind.namespaced, strategy.name, &mut errors);
+    }
+    if let (true, Some(of)) = (strategy.required, kind.object_type()) {
+        validate::required(of, object, "", &mut errors);
+    }
+    (strategy.validate)(object, &mut errors);
+    errors
+}
+
+fn caveat(kind: &Kind) -> Option<String> {
+    (!kind.caveat.is_empty()).then(|| kind.caveat.to_owned())
 }
 
 impl Written {

@@ -182,3 +182,34 @@ fn find_kubectl() -> Result<PathBuf> {
         .find(|file| file.exists())
         .context("no kubectl: run `cargo xtask setup`, or set FAIRLEAD_KUBECTL to one")
 }
+
+/// The cells of a table that kubectl printed, by the places of its headings. A blank cell is a dot, and blanks in
+/// cells and headings are underscores and dashes, so that a row can be written as one text.
+#[must_use]
+pub fn columns(table: &str) -> Vec<Vec<String>> {
+    let head = table.lines().next().unwrap_or_default();
+    let bytes = head.as_bytes();
+    // Columns are parted by three blanks; a heading may hold one.
+    let starts: Vec<usize> = (0..head.len())
+        .filter(|&at| {
+            bytes[at] != b' '
+                && (at == 0 || (at >= 2 && bytes[at - 1] == b' ' && bytes[at - 2] == b' '))
+        })
+        .collect();
+    let cells = |line: &str, blank: &str| {
+        let ends = starts.iter().skip(1).copied().chain([usize::MAX]);
+        let cells = starts.iter().zip(ends).map(|(&from, to)| {
+            let cell = line.get(from.min(line.len())..to.min(line.len()));
+            match cell.unwrap_or_default().trim() {
+                "" => ".".to_owned(),
+                cell => cell.replace(' ', blank),
+            }
+        });
+        cells.collect()
+    };
+    table
+        .lines()
+        .enumerate()
+        .map(|(at, line)| cells(line, if at == 0 { "-" } else { "_" }))
+        .collect()
+}

@@ -269,8 +269,8 @@ async fn mistakes_are_named() -> Result<()> {
             "no matches for kind \"Pod\" in version \"v2\"",
         ),
         (
-            "{apiVersion: apps/v1, kind: Deployment, metadata: {name: d}}".to_owned(),
-            "no matches for kind \"Deployment\" in version \"apps/v1\"",
+            "{apiVersion: apps/v1, kind: Deploymint, metadata: {name: d}}".to_owned(),
+            "no matches for kind \"Deploymint\" in version \"apps/v1\"",
         ),
     ] {
         let path = server.manifest(&manifest)?;

@@ -37,7 +37,11 @@ impl Connection {
             Subresource::Attach => Some(Self::Attach),
             Subresource::PortForward => Some(Self::PortForward),
             Subresource::Proxy => Some(Self::Proxy),
-            Subresource::Status | Subresource::Binding | Subresource::Finalize => None,
+            Subresource::Status
+            | Subresource::Scale
+            | Subresource::Eviction
+            | Subresource::Binding
+            | Subresource::Finalize => None,
         }
     }
 

@@ -1,31 +1,57 @@
 //! What is particular to single kinds, as functions that the rows of the table name.
 
+mod access;
+mod autoscaling;
+mod batch;
+mod cluster;
 mod config;
 mod endpoints;
 mod event;
 mod lease;
 mod namespace;
+mod networking;
 mod node;
 mod pod;
 mod pod_defaults;
 mod pod_validate;
+mod policy;
 mod service;
 mod service_validate;
+mod storage;
+mod template;
+mod workloads;
 
 use serde_json::Value;
 
 use crate::allocate::Claims;
 use crate::errors::FieldError;
+use crate::json::Json;
 use crate::validate;
 
+pub use access::{
+    ACCESS_REVIEW, ROLE, ROLE_BINDING, RULES_REVIEW, SELF_SUBJECT_REVIEW, TOKEN_REVIEW,
+};
+pub use autoscaling::{AUTOSCALER, AUTOSCALER_V1, AUTOSCALER_V1_CONVERSION};
+pub use batch::{CRON_JOB, JOB};
+pub use cluster::{
+    API_SERVICE, CUSTOM_RESOURCE_DEFINITION, FLOW_SCHEMA, PRIORITY_CLASS, PRIORITY_LEVEL,
+    RUNTIME_CLASS, VALIDATING_POLICY, WEBHOOKS,
+};
 pub use config::{CONFIG_MAP, SECRET, SERVICE_ACCOUNT};
 pub use endpoints::{ENDPOINT_SLICE, ENDPOINTS};
-pub use event::EVENT;
+pub use event::{EVENT, NEW_EVENT, NEW_EVENT_CONVERSION};
 pub use lease::LEASE;
 pub use namespace::{NAMESPACE, NAMESPACES};
+pub use networking::{INGRESS, INGRESS_CLASS, NETWORK_POLICY};
 pub use node::NODE;
 pub use pod::{POD, bind};
+pub use policy::{DISRUPTION_BUDGET, covers, frees_unready, needs_no_budget, spend};
 pub use service::SERVICE;
+pub use storage::{CSI_DRIVER, PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM, STORAGE_CLASS};
+pub use template::POD_TEMPLATE;
+pub use workloads::{
+    CONTROLLER_REVISION, DAEMON_SET, DEPLOYMENT, REPLICA_SET, REPLICATION_CONTROLLER, STATEFUL_SET,
+};
 
 /// The hooks of a kind, in the order in which a write meets them.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +83,10 @@ pub struct Strategy {
     pub waits: fn(&Value) -> bool,
     /// Whether a delete answers with the object even when it went at once.
     pub returns_deleted: bool,
+    /// Whether everything that the schema requires outside of metadata and status must be there.
+    pub required: bool,
+    /// Answers the object instead of storing it.
+    pub review: Option<fn(&mut Value)>,
     /// How long objects live after their last write, in seconds.
     pub time_to_live: Option<u64>,
 }
@@ -98,6 +128,21 @@ impl Strategy {
         terminate: |_| {},
         waits: |_| false,
         returns_deleted: false,
+        required: false,
+        review: None,
         time_to_live: None,
     };
+}
+
+/// No behaviour but that required fields must be there.
+pub const CHECKED: Strategy = Strategy {
+    required: true,
+    ..Strategy::PLAIN
+};
+
+/// Puts what is not there.
+fn defaults<'a>(object: &mut Value, values: impl IntoIterator<Item = (&'a str, Value)>) {
+    for (pointer, value) in values {
+        object.put_default(pointer, value);
+    }
 }

@@ -8,15 +8,19 @@ use serde_json::{Map, Value, json};
 use crate::json::Json;
 
 pub(super) fn default(pod: &mut Value) {
-    defaults_of_spec(pod);
-    let host_network = pod.flag("/spec/hostNetwork");
+    pod.put_default("/spec/enableServiceLinks", true);
+    pod.put_default("/spec/priority", 0);
+    pod.put_default("/spec/preemptionPolicy", "PreemptLowerPriority");
+    if pod.text("/spec/serviceAccountName").is_empty()
+        && pod.text("/spec/serviceAccount").is_empty()
+    {
+        pod.put("/spec/serviceAccountName", "default");
+    }
+    default_template(pod);
     for list in ["/spec/initContainers", "/spec/containers"] {
         for container in pod.items_mut(list).into_iter().flatten() {
-            defaults_of_container(container, host_network);
+            request_limits(container);
         }
-    }
-    for volume in pod.items_mut("/spec/volumes").into_iter().flatten() {
-        defaults_of_volume(volume);
     }
     tolerate_lost_nodes(pod);
     // The plural holds all addresses, the singular the first one.
@@ -29,26 +33,35 @@ pub(super) fn default(pod: &mut Value) {
     }
 }
 
+/// What a template of pods has in common with a pod.
+pub(super) fn default_template(pod: &mut Value) {
+    defaults_of_spec(pod);
+    let host_network = pod.flag("/spec/hostNetwork");
+    for list in ["/spec/initContainers", "/spec/containers"] {
+        for container in pod.items_mut(list).into_iter().flatten() {
+            defaults_of_container(container, host_network);
+        }
+    }
+    for volume in pod.items_mut("/spec/volumes").into_iter().flatten() {
+        defaults_of_volume(volume);
+    }
+}
+
 fn defaults_of_spec(pod: &mut Value) {
     pod.put_default("/spec/restartPolicy", "Always");
     pod.put_default("/spec/dnsPolicy", "ClusterFirst");
     pod.put_default("/spec/schedulerName", "default-scheduler");
     pod.put_default("/spec/terminationGracePeriodSeconds", 30);
     pod.put_default("/spec/securityContext", json!({}));
-    pod.put_default("/spec/enableServiceLinks", true);
-    pod.put_default("/spec/priority", 0);
-    pod.put_default("/spec/preemptionPolicy", "PreemptLowerPriority");
+    // Two names for the same.
     let account = match pod.text("/spec/serviceAccountName") {
         "" => pod.text("/spec/serviceAccount").to_owned(),
         name => name.to_owned(),
     };
-    let account = if account.is_empty() {
-        "default".to_owned()
-    } else {
-        account
-    };
-    pod.put("/spec/serviceAccountName", account.as_str());
-    pod.put("/spec/serviceAccount", account.as_str());
+    if !account.is_empty() {
+        pod.put("/spec/serviceAccountName", account.as_str());
+        pod.put("/spec/serviceAccount", account.as_str());
+    }
 }
 
 fn defaults_of_container(container: &mut Value, host_network: bool) {
@@ -85,6 +98,9 @@ fn defaults_of_container(container: &mut Value, host_network: bool) {
             defaults_of_http_get(hook);
         }
     }
+}
+
+fn request_limits(container: &mut Value) {
     // Who limits a resource and does not request it, requests what the limit is.
     let limits = container.object("/resources/limits").cloned();
     for (name, quantity) in limits.into_iter().flatten() {

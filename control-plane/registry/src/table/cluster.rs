@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::{AGE, Column, NAME, Printer, age, column, count, name, or, or_none, since, wide};
 use crate::json::Json;
+use crate::strategies::NEW_EVENT_CONVERSION;
 
 pub const NODE: Printer = Printer {
     columns: &[
@@ -154,6 +155,16 @@ pub const EVENT: Printer = Printer {
             name(event),
         ]
     },
+};
+
+/// The same columns over the names of `events.k8s.io`.
+pub const NEW_EVENT: Printer = Printer {
+    row: |event, now| {
+        let mut core = event.clone();
+        (NEW_EVENT_CONVERSION.to_stored)(&mut core);
+        (EVENT.row)(&core, now)
+    },
+    ..EVENT
 };
 
 fn node_status(node: &Value) -> String {

@@ -3,15 +3,31 @@
 mod cluster;
 mod network;
 mod pod;
+mod policy;
+mod storage;
+mod workloads;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::json::Json;
 
-pub use cluster::{CONFIG_MAP, EVENT, LEASE, NAMESPACE, NODE, SECRET, SERVICE_ACCOUNT};
+pub use cluster::{CONFIG_MAP, EVENT, LEASE, NAMESPACE, NEW_EVENT, NODE, SECRET, SERVICE_ACCOUNT};
 pub use network::{ENDPOINT_SLICE, ENDPOINTS, SERVICE};
 pub use pod::POD;
+pub use policy::{
+    API_SERVICE, CREATED, FLOW_SCHEMA, INGRESS, INGRESS_CLASS, IP_ADDRESS, MUTATING_POLICY,
+    NETWORK_POLICY, POLICY_BINDING, PRIORITY_CLASS, PRIORITY_LEVEL, RESOURCE_QUOTA, ROLE_BINDING,
+    RUNTIME_CLASS, SERVICE_CIDR, VALIDATING_POLICY, WEBHOOKS,
+};
+pub use storage::{
+    ATTRIBUTES_CLASS, CSI_DRIVER, CSI_NODE, PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM,
+    STORAGE_CAPACITY, STORAGE_CLASS, VOLUME_ATTACHMENT,
+};
+pub use workloads::{
+    AUTOSCALER, AUTOSCALER_V1, CONTROLLER_REVISION, CRON_JOB, DAEMON_SET, DEPLOYMENT,
+    DISRUPTION_BUDGET, JOB, POD_TEMPLATE, REPLICA_SET, REPLICATION_CONTROLLER, SCALE, STATEFUL_SET,
+};
 
 /// How a kind is shown.
 #[derive(Clone, Copy, Debug)]
@@ -175,7 +191,7 @@ mod tests {
     #[test]
     fn every_row_has_a_cell_for_every_column() {
         let object = json!({"metadata": {"name": "x"}});
-        for kind in crate::kinds::TABLE {
+        for kind in crate::kinds::all() {
             let cells = (kind.printer.row)(&object, Timestamp::now());
             assert_eq!(cells.len(), kind.printer.columns.len(), "{}", kind.kind);
         }

@@ -18,8 +18,7 @@ pub struct Cluster {
 }
 
 pub fn kind(plural: &str) -> &'static Kind {
-    kinds::TABLE
-        .iter()
+    kinds::all()
         .find(|k| k.plural == plural)
         .expect("a kind of the table")
 }

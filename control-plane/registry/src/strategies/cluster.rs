@@ -1,0 +1,208 @@
+//! What describes the cluster: webhooks and policies of admission, aggregated services, fairness, runtimes, priorities.
+
+use serde_json::{Value, json};
+
+use super::template::immutable;
+use super::{Strategy, defaults};
+use crate::errors::FieldError;
+use crate::json::Json;
+use crate::validate::{self, one_of};
+
+pub const WEBHOOKS: Strategy = Strategy {
+    default: |configuration| {
+        let mutating = configuration.text("/kind").starts_with("Mutating");
+        for hook in configuration.items_mut("/webhooks").into_iter().flatten() {
+            defaults(
+                hook,
+                [
+                    ("/failurePolicy", json!("Fail")),
+                    ("/matchPolicy", json!("Equivalent")),
+                    ("/namespaceSelector", json!({})),
+                    ("/objectSelector", json!({})),
+                    ("/timeoutSeconds", json!(10)),
+                ],
+            );
+            if mutating {
+                hook.put_default("/reinvocationPolicy", "Never");
+            }
+            if hook.has("/clientConfig/service") {
+                hook.put_default("/clientConfig/service/port", 443);
+            }
+            for rule in hook.items_mut("/rules").into_iter().flatten() {
+                rule.put_default("/scope", "*");
+            }
+        }
+    },
+    validate: |configuration, errors| {
+        for (at, hook) in configuration.items("/webhooks").iter().enumerate() {
+            let path = format!("webhooks[{at}]");
+            let name = hook.text("/name");
+            if name.split('.').count() < 3 || validate::subdomain(name).is_some() {
+                errors.push(FieldError::invalid(
+                    format!("{path}.name"),
+                    name,
+                    "should be a domain with at least three segments separated by dots",
+                ));
+            }
+            let policies = ["Fail", "Ignore"];
+            one_of(
+                hook,
+                "/failurePolicy",
+                format!("{path}.failurePolicy"),
+                &policies,
+                errors,
+            );
+            let url = hook.has("/clientConfig/url");
+            if url == hook.has("/clientConfig/service") {
+                errors.push(FieldError::required(
+                    format!("{path}.clientConfig"),
+                    "exactly one of url or service is required",
+                ));
+            }
+        }
+    },
+    required: true,
+    generation: true,
+    ..Strategy::PLAIN
+};
+
+pub const VALIDATING_POLICY: Strategy = Strategy {
+    default: |policy| policy.put_default("/spec/failurePolicy", "Fail"),
+    required: true,
+    generation: true,
+    ..Strategy::PLAIN
+};
+
+pub const API_SERVICE: Strategy = Strategy {
+    default: |service| {
+        if service.has("/spec/service") {
+            service.put_default("/spec/service/port", 443);
+        }
+    },
+    validate: |service, errors| {
+        let name = service.text("/metadata/name");
+        let want = format!(
+            "{}.{}",
+            service.text("/spec/version"),
+            service.text("/spec/group")
+        );
+        if name != want {
+            errors.push(FieldError::invalid(
+                "metadata.name",
+                name,
+                format!("must be `spec.version+\".\"+spec.group`: {want:?}"),
+            ));
+        }
+    },
+    required: true,
+    ..Strategy::PLAIN
+};
+
+pub const FLOW_SCHEMA: Strategy = Strategy {
+    default: |schema| schema.put_default("/spec/matchingPrecedence", 1000),
+    required: true,
+    generation: true,
+    ..Strategy::PLAIN
+};
+
+pub const PRIORITY_LEVEL: Strategy = Strategy {
+    default: |level| {
+        if level.has("/spec/limited") {
+            defaults(
+                level,
+                [
+                    ("/spec/limited/nominalConcurrencyShares", json!(30)),
+                    ("/spec/limited/lendablePercent", json!(0)),
+                ],
+            );
+        }
+    },
+    validate: |level, errors| {
+        one_of(
+            level,
+            "/spec/type",
+            "spec.type",
+            &["Exempt", "Limited"],
+            errors,
+        );
+    },
+    required: true,
+    generation: true,
+    ..Strategy::PLAIN
+};
+
+pub const RUNTIME_CLASS: Strategy = Strategy {
+    validate: |class, errors| {
+        let handler = class.text("/handler");
+        if let (false, Some(why)) = (handler.is_empty(), validate::label(handler)) {
+            errors.push(FieldError::invalid("handler", handler, why));
+        }
+    },
+    validate_update: |new, old, errors| immutable(new, old, &["/handler"], errors),
+    required: true,
+    ..Strategy::PLAIN
+};
+
+pub const PRIORITY_CLASS: Strategy = Strategy {
+    default: |class| class.put_default("/preemptionPolicy", "PreemptLowerPriority"),
+    validate: |class: &Value, errors| {
+        /// Above this only the system's own classes are.
+        const USERS: i64 = 1_000_000_000;
+        let name = class.text("/metadata/name");
+        let value = class.integer("/value").unwrap_or(0);
+        if value > USERS && !name.starts_with("system-") {
+            errors.push(FieldError::forbidden(
+                "value",
+                format!("maximum allowed value of a user defined priority is {USERS}"),
+            ));
+        }
+        let words = ["Never", "PreemptLowerPriority"];
+        one_of(
+            class,
+            "/preemptionPolicy",
+            "preemptionPolicy",
+            &words,
+            errors,
+        );
+    },
+    validate_update: |new, old, errors| {
+        if new["value"] != old["value"] {
+            errors.push(FieldError::forbidden(
+                "value",
+                "may not be changed in an update.",
+            ));
+        }
+        immutable(new, old, &["/preemptionPolicy"], errors);
+    },
+    ..Strategy::PLAIN
+};
+
+/// Definitions of custom resources; what they define is checked where it is served.
+pub const CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
+    default: |definition| {
+        defaults(definition, [("/spec/conversion/strategy", json!("None"))]);
+        let kind = definition.text("/spec/names/kind").to_owned();
+        if !kind.is_empty() {
+            definition.put_default("/spec/names/singular", kind.to_lowercase());
+            definition.put_default("/spec/names/listKind", format!("{kind}List"));
+        }
+    },
+    validate: |definition, errors| {
+        let want = format!(
+            "{}.{}",
+            definition.text("/spec/names/plural"),
+            definition.text("/spec/group")
+        );
+        let name = definition.text("/metadata/name");
+        if name != want {
+            errors.push(FieldError::invalid(
+                "metadata.name",
+                name,
+                "must be spec.names.plural+\".\"+spec.group",
+            ));
+        }
+    },
+    required: true,
+    generation: true,
+    ..Strategy::PLAIN
+};
