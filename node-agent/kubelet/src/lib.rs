@@ -27,6 +27,7 @@ mod objects;
 mod plan;
 mod pods;
 mod probe;
+mod projected;
 mod quantity;
 mod report;
 mod runtime;
