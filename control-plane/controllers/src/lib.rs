@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod cidr;
+mod endpoints;
 mod endpointslice;
 mod fault;
 mod informer;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{Api, Client};
 use tokio::task::JoinSet;
@@ -70,6 +71,7 @@ pub(crate) struct Informers {
     pods: Informer<Pod>,
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
+    endpoints: Informer<Endpoints>,
 }
 
 impl Default for Options {
@@ -132,6 +134,7 @@ pub async fn run(client: Client, options: Options) -> Result<(), Error> {
         pods: Informer::new(),
         services: Informer::new(),
         slices: Informer::new(),
+        endpoints: Informer::new(),
     });
     let mut tasks = JoinSet::new();
     macro_rules! controllers {
@@ -140,7 +143,14 @@ pub async fn run(client: Client, options: Options) -> Result<(), Error> {
             tasks.spawn(async move { $module::run(client, informers, &options).await });
         })*};
     }
-    controllers!(endpointslice, node_ipam, node_lifecycle, pod_gc, namespace);
+    controllers!(
+        endpointslice,
+        endpoints,
+        node_ipam,
+        node_lifecycle,
+        pod_gc,
+        namespace
+    );
     spawn_informers(&mut tasks, &client, &informers);
     match tasks.join_next().await {
         Some(Err(error)) => Err(Error::Ended(error)),
@@ -155,7 +165,7 @@ fn spawn_informers(tasks: &mut JoinSet<()>, client: &Client, informers: &Arc<Inf
             tasks.spawn(async move { all.$kind.run(Api::all(client)).await });
         })*};
     }
-    informers!(namespaces, nodes, leases, pods, services, slices);
+    informers!(namespaces, nodes, leases, pods, services, slices, endpoints);
 }
 
 #[cfg(test)]
