@@ -9,6 +9,7 @@ mod cidr;
 mod endpoints;
 mod endpointslice;
 mod fault;
+mod garbage;
 mod informer;
 mod namespace;
 mod node_ipam;
@@ -43,6 +44,8 @@ pub struct Options {
     pub node_monitor_grace_period: Duration,
     /// How long a Pod whose Node does not exist is left alone.
     pub pod_gc_quarantine: Duration,
+    /// How often the garbage collector looks for kinds that are new.
+    pub garbage_discovery_period: Duration,
     /// How many Services' EndpointSlices are written at a time.
     pub concurrent_service_syncs: usize,
 }
@@ -83,6 +86,7 @@ impl Default for Options {
             node_monitor_period: Duration::from_secs(5),
             node_monitor_grace_period: Duration::from_secs(40),
             pod_gc_quarantine: pod_gc::QUARANTINE,
+            garbage_discovery_period: Duration::from_secs(30),
             concurrent_service_syncs: 5,
         }
     }
@@ -149,7 +153,8 @@ pub async fn run(client: Client, options: Options) -> Result<(), Error> {
         node_ipam,
         node_lifecycle,
         pod_gc,
-        namespace
+        namespace,
+        garbage
     );
     spawn_informers(&mut tasks, &client, &informers);
     match tasks.join_next().await {
