@@ -16,10 +16,13 @@ mod node_ipam;
 mod node_lifecycle;
 mod pod_gc;
 mod queue;
+mod replicaset;
+mod workload;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -75,6 +78,7 @@ pub(crate) struct Informers {
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
     endpoints: Informer<Endpoints>,
+    replica_sets: Informer<ReplicaSet>,
 }
 
 impl Default for Options {
@@ -139,6 +143,7 @@ pub async fn run(client: Client, options: Options) -> Result<(), Error> {
         services: Informer::new(),
         slices: Informer::new(),
         endpoints: Informer::new(),
+        replica_sets: Informer::new(),
     });
     let mut tasks = JoinSet::new();
     macro_rules! controllers {
@@ -154,7 +159,8 @@ pub async fn run(client: Client, options: Options) -> Result<(), Error> {
         node_lifecycle,
         pod_gc,
         namespace,
-        garbage
+        garbage,
+        replicaset
     );
     spawn_informers(&mut tasks, &client, &informers);
     match tasks.join_next().await {
@@ -170,7 +176,16 @@ fn spawn_informers(tasks: &mut JoinSet<()>, client: &Client, informers: &Arc<Inf
             tasks.spawn(async move { all.$kind.run(Api::all(client)).await });
         })*};
     }
-    informers!(namespaces, nodes, leases, pods, services, slices, endpoints);
+    informers!(
+        namespaces,
+        nodes,
+        leases,
+        pods,
+        services,
+        slices,
+        endpoints,
+        replica_sets
+    );
 }
 
 #[cfg(test)]
