@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod cidr;
+mod deployment;
 mod endpoints;
 mod endpointslice;
 mod fault;
@@ -22,7 +23,7 @@ mod workload;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -78,6 +79,7 @@ pub(crate) struct Informers {
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
     endpoints: Informer<Endpoints>,
+    deployments: Informer<Deployment>,
     replica_sets: Informer<ReplicaSet>,
 }
 
@@ -143,6 +145,7 @@ pub async fn run(client: Client, options: Options) -> Result<(), Error> {
         services: Informer::new(),
         slices: Informer::new(),
         endpoints: Informer::new(),
+        deployments: Informer::new(),
         replica_sets: Informer::new(),
     });
     let mut tasks = JoinSet::new();
@@ -160,6 +163,7 @@ pub async fn run(client: Client, options: Options) -> Result<(), Error> {
         pod_gc,
         namespace,
         garbage,
+        deployment,
         replicaset
     );
     spawn_informers(&mut tasks, &client, &informers);
@@ -184,6 +188,7 @@ fn spawn_informers(tasks: &mut JoinSet<()>, client: &Client, informers: &Arc<Inf
         services,
         slices,
         endpoints,
+        deployments,
         replica_sets
     );
 }

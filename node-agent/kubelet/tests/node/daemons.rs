@@ -96,6 +96,18 @@ pub fn start_server(directory: &Path) -> Child {
         .unwrap()
 }
 
+/// A part of the control plane that is a client of the API server.
+pub fn start_client(directory: &Path, role: &str) -> Child {
+    let log = File::create(directory.join(format!("{role}.log"))).unwrap();
+    Command::new(server_binary())
+        .args(["--role", role, "--server", &format!("http://{SERVER}")])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
 fn server_binary() -> PathBuf {
     if let Ok(path) = std::env::var(BINARY) {
         return path.into();

@@ -21,7 +21,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use daemons::{SERVER, start_dockerd, start_server, stop};
+use daemons::{SERVER, start_client, start_dockerd, start_server, stop};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, Config,
@@ -46,6 +46,8 @@ pub struct TestNode {
     directory: tempfile::TempDir,
     dockerd: Child,
     server: Child,
+    /// Scheduler and controllers, where a test wants them.
+    clients: Vec<Child>,
     pub client: Client,
     pub ipam: Arc<Ipam>,
     pub network: Network,
@@ -99,6 +101,7 @@ impl TestNode {
             network: Network::connect().unwrap(),
             calls: Calls::default(),
             kubelet: None,
+            clients: Vec::new(),
             directory,
             dockerd,
             server,
@@ -128,6 +131,14 @@ impl TestNode {
     pub async fn start_server(&mut self) {
         self.server = start_server(self.directory.path());
         self.wait_for_server().await;
+    }
+
+    /// Starts the scheduler and the controllers: the rest of a control plane.
+    pub fn start_clients(&mut self) {
+        let roles = ["scheduler", "controllers"];
+        self.clients = roles
+            .map(|role| start_client(self.directory.path(), role))
+            .into();
     }
 
     async fn wait_for_server(&mut self) {
@@ -317,16 +328,21 @@ impl TestNode {
     }
 
     fn logs(&self) -> String {
-        ["dockerd.log", "server.log"]
-            .map(|name| {
-                let text = fs::read_to_string(self.path(name)).unwrap_or_default();
-                let lines: Vec<&str> = text.lines().rev().take(15).collect();
-                format!(
-                    "{name}:\n{}\n",
-                    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
-                )
-            })
-            .concat()
+        [
+            "dockerd.log",
+            "server.log",
+            "scheduler.log",
+            "controllers.log",
+        ]
+        .map(|name| {
+            let text = fs::read_to_string(self.path(name)).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().rev().take(15).collect();
+            format!(
+                "{name}:\n{}\n",
+                lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+            )
+        })
+        .concat()
     }
 }
 
@@ -341,9 +357,8 @@ impl Drop for TestNode {
                 let _ = self.docker(&[&["rm", "-f"], ids.as_slice()].concat());
             }
         }
-        for child in [&mut self.server, &mut self.dockerd] {
-            stop(child);
-        }
+        let servers = [&mut self.server, &mut self.dockerd];
+        self.clients.iter_mut().chain(servers).for_each(stop);
         // What dockerd leaves mounted would keep the directory from being removed.
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
