@@ -2,7 +2,8 @@
 //! own name over HTTP and UDP, a pause process, and a probe that counts who answered.
 //!
 //! ```text
-//! hello serve                                  HTTP on :8080, UDP echo on :9000, IPv4 and IPv6
+//! hello serve [--http PORT] [--udp PORT] [--name NAME]
+//!                                              HTTP on :8080, UDP echo on :9000, IPv4 and IPv6
 //! hello pause                                  waits for SIGTERM (the sandbox's first process)
 //! hello probe --http URL | --udp ADDR:PORT     one new connection (or socket) per request
 //!       [--count N] [--rate N a second] [--timeout-ms N] [--json]
@@ -13,6 +14,7 @@ use std::env;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,10 +24,10 @@ const ECHO_PORT: u16 = 9000;
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let outcome = match arguments.first().map(String::as_str) {
-        Some("serve") => serve(),
+        Some("serve") => Server::parse(&arguments[1..]).and_then(|server| server.serve()),
         Some("pause") => pause(),
         Some("probe") => probe(&arguments[1..]),
-        _ => Err("usage: hello serve | pause | probe --http URL|--udp ADDR:PORT [--count N] [--rate N] [--timeout-ms N] [--json]".to_string()),
+        _ => Err("usage: hello serve [--http PORT] [--udp PORT] [--name NAME] | pause | probe --http URL|--udp ADDR:PORT [--count N] [--rate N] [--timeout-ms N] [--json]".to_string()),
     };
     match outcome {
         Ok(code) => code,
@@ -73,35 +75,66 @@ fn pause() -> Result<ExitCode, String> {
     }
 }
 
-fn serve() -> Result<ExitCode, String> {
-    signal::exit_on_termination();
-    let name = own_name();
-    // A pod has one address of each family, so a wildcard socket answers from the address that
-    // was asked: the route back leaves it no other source.
-    let echo: Vec<UdpSocket> = ["[::]", "0.0.0.0"]
-        .iter()
-        .filter_map(|host| UdpSocket::bind(format!("{host}:{ECHO_PORT}")).ok())
-        .collect();
-    if echo.is_empty() {
-        return Err(format!("cannot bind UDP port {ECHO_PORT}"));
-    }
-    for socket in echo {
-        let name = name.clone();
-        thread::spawn(move || answer_datagrams(&socket, &name));
-    }
-    let listener = TcpListener::bind(format!("[::]:{HTTP_PORT}"))
-        .or_else(|_| TcpListener::bind(format!("0.0.0.0:{HTTP_PORT}")))
-        .map_err(|error| format!("cannot bind TCP port {HTTP_PORT}: {error}"))?;
-    println!("hello: {name} serves HTTP on :{HTTP_PORT} and UDP echo on :{ECHO_PORT}");
-    for stream in listener.incoming().flatten() {
-        let name = name.clone();
-        thread::spawn(move || {
-            if let Err(error) = answer_http(stream, &name) {
-                eprintln!("hello: http: {error}");
+struct Server {
+    http_port: u16,
+    echo_port: u16,
+    name: String,
+}
+
+impl Server {
+    fn parse(arguments: &[String]) -> Result<Server, String> {
+        let mut server = Server {
+            http_port: HTTP_PORT,
+            echo_port: ECHO_PORT,
+            name: own_name(),
+        };
+        let mut rest = arguments.iter();
+        while let Some(flag) = rest.next() {
+            let mut value = || rest.next().ok_or(format!("{flag} needs a value"));
+            match flag.as_str() {
+                "--http" => server.http_port = number(flag, value()?)?,
+                "--udp" => server.echo_port = number(flag, value()?)?,
+                "--name" => server.name.clone_from(value()?),
+                _ => return Err(format!("serve: unknown flag {flag}")),
             }
-        });
+        }
+        Ok(server)
     }
-    Ok(ExitCode::SUCCESS)
+
+    fn serve(self) -> Result<ExitCode, String> {
+        signal::exit_on_termination();
+        let Server {
+            http_port,
+            echo_port,
+            name,
+        } = self;
+        // A pod has one address of each family, so a wildcard socket answers from the address that
+        // was asked: the route back leaves it no other source.
+        let echo: Vec<UdpSocket> = ["[::]", "0.0.0.0"]
+            .iter()
+            .filter_map(|host| UdpSocket::bind(format!("{host}:{echo_port}")).ok())
+            .collect();
+        if echo.is_empty() {
+            return Err(format!("cannot bind UDP port {echo_port}"));
+        }
+        for socket in echo {
+            let name = name.clone();
+            thread::spawn(move || answer_datagrams(&socket, &name));
+        }
+        let listener = TcpListener::bind(format!("[::]:{http_port}"))
+            .or_else(|_| TcpListener::bind(format!("0.0.0.0:{http_port}")))
+            .map_err(|error| format!("cannot bind TCP port {http_port}: {error}"))?;
+        println!("hello: {name} serves HTTP on :{http_port} and UDP echo on :{echo_port}");
+        for stream in listener.incoming().flatten() {
+            let name = name.clone();
+            thread::spawn(move || {
+                if let Err(error) = answer_http(stream, &name) {
+                    eprintln!("hello: http: {error}");
+                }
+            });
+        }
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
 fn own_name() -> String {
@@ -203,7 +236,8 @@ fn probe(arguments: &[String]) -> Result<ExitCode, String> {
 
 impl Options {
     fn parse(arguments: &[String]) -> Result<Options, String> {
-        let (mut target, mut count, mut rate, mut timeout, mut json) = (None, 1, 0, 1000, false);
+        let (mut target, mut count, mut rate, mut timeout, mut json) =
+            (None, 1, 0, 1000_u64, false);
         let mut rest = arguments.iter();
         while let Some(flag) = rest.next() {
             let mut value = || rest.next().ok_or(format!("{flag} needs a value"));
@@ -222,13 +256,13 @@ impl Options {
             target,
             count,
             pace: Duration::from_secs(1).checked_div(rate).unwrap_or_default(),
-            timeout: Duration::from_millis(timeout.into()),
+            timeout: Duration::from_millis(timeout),
             json,
         })
     }
 }
 
-fn number(flag: &str, text: &str) -> Result<u32, String> {
+fn number<N: FromStr>(flag: &str, text: &str) -> Result<N, String> {
     text.parse()
         .map_err(|_| format!("{flag} {text}: not a whole number"))
 }

@@ -13,7 +13,7 @@ pub struct Config {
     /// See [`config_flag`].
     pub flags: u32,
     /// UDP destination port of the overlay.
-    pub vxlan_port_be: u16,
+    pub overlay_port_be: u16,
     pub pad: u16,
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,
@@ -46,8 +46,10 @@ unsafe impl<A: Address> Plain for FamilyConfig<A> {}
 
 /// Bits of [`Config::flags`].
 pub mod config_flag {
-    /// Decapsulate VXLAN that arrives on the uplink.
+    /// Decapsulate what arrives on the uplink for the overlay's port: VXLAN, or with [`OVERLAY_UDP`] bare packets.
     pub const OVERLAY: u32 = 1;
     /// Give pod traffic that leaves the cluster the node's address.
     pub const MASQUERADE: u32 = 1 << 1;
+    /// The overlay's packets lie in UDP without any header of their own.
+    pub const OVERLAY_UDP: u32 = 1 << 2;
 }

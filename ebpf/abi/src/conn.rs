@@ -64,12 +64,13 @@ unsafe impl<A: Address> Plain for Conn<A> {}
 pub mod conn_flag {
     /// Set on the entry of the backend's answers.
     pub const REPLY: u32 = 1;
-    pub const TCP_SYN: u32 = 1 << 1;
+    /// A SYN of TCP, or any packet of another protocol.
+    pub const OPEN: u32 = 1 << 1;
     pub const TCP_FIN: u32 = 1 << 2;
     pub const TCP_RST: u32 = 1 << 3;
     /// The source is replaced too (NodePort to another node, hairpin, masquerade).
     pub const SOURCE_NAT: u32 = 1 << 4;
-    /// The destination was a service; without it the entry is a masquerade and has no backend.
+    /// The destination was a service; without it the entry only replaces the source and has no backend.
     pub const SERVICE: u32 = 1 << 5;
 }
 

@@ -60,4 +60,7 @@ drop_reasons! {
     NoPeer = 13 => "no_peer",
     /// The node's configuration is not there yet.
     NoConfig = 14 => "no_config",
+    /// The underlay marked congestion on an overlay packet whose sender could not take notice of a mark (RFC 6040
+    /// section 4.2): the loss tells it.
+    OverlayCongestion = 15 => "overlay_congestion",
 }

@@ -29,14 +29,14 @@ unsafe impl Plain for Route {}
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(C)]
 pub struct Peer {
-    /// IPv4 | UDP | VXLAN | inner Ethernet, 50 bytes, for an IPv4 underlay; IPv6 | UDP | VXLAN | inner Ethernet, 70
-    /// bytes, for an IPv6 underlay. Total length, UDP length, UDP source port and checksums are zero: the program
-    /// fills them in. The inner EtherType is filled in too.
+    /// The outer IP header, UDP, and for VXLAN its header and the inner Ethernet header: see [`overlay_header`] for
+    /// the lengths. ECN, lengths, UDP source port, IPv4 checksum and inner EtherType are zero: the program fills them
+    /// in. The UDP checksum stays zero.
     pub header: [u8; 72],
     /// Sum of the 16-bit words of the outer IPv4 header as it stands in `header`, words read in network order, folded
     /// once, not complemented; the sum itself in host order.
     pub header_sum: u32,
-    /// Length of `header` in use, in bytes: 50 or 70; 0 when [`Peer::mode`] is direct.
+    /// Length of `header` in use, in bytes, which tells its parts too; 0 when [`Peer::mode`] is direct.
     pub header_len: u16,
     /// See [`peer_mode`].
     pub mode: u8,
@@ -78,14 +78,26 @@ pub mod peer_mode {
     /// As [`VXLAN`], to a node on the uplink's own link: its underlay address is the next hop, so that the kernel need
     /// not look for the route of each packet.
     pub const VXLAN_ON_LINK: u8 = 3;
+    /// The bare inner packet in UDP, as flannel's `udp` backend lays it on the wire.
+    pub const UDP: u8 = 4;
+    /// As [`UDP`], to a node on the uplink's own link.
+    pub const UDP_ON_LINK: u8 = 5;
 }
 
-/// Offsets in [`Peer::header`] for an IPv4 underlay, and sizes. RFC 791, RFC 768, RFC 7348 section 5.
+/// Lengths of [`Peer::header`] and offsets in it. RFC 791, RFC 8200, RFC 768, RFC 7348 section 5.
 pub mod overlay_header {
-    pub const LEN_V4: usize = 50;
-    pub const LEN_V6: usize = 70;
+    pub const IPV4_LEN: usize = 20;
+    pub const IPV6_LEN: usize = 40;
+    pub const UDP_LEN: usize = 8;
+    /// VXLAN and the inner Ethernet header.
+    pub const VXLAN_LEN: usize = 22;
+
+    pub const UDP_OVER_IPV4: usize = IPV4_LEN + UDP_LEN;
+    pub const UDP_OVER_IPV6: usize = IPV6_LEN + UDP_LEN;
+    pub const VXLAN_OVER_IPV4: usize = UDP_OVER_IPV4 + VXLAN_LEN;
+    pub const VXLAN_OVER_IPV6: usize = UDP_OVER_IPV6 + VXLAN_LEN;
+
     pub const IPV4_TOTAL_LEN: usize = 2;
     pub const IPV4_CHECKSUM: usize = 10;
-    pub const UDP_V4: usize = 20;
-    pub const UDP_V6: usize = 40;
+    pub const IPV6_PAYLOAD_LEN: usize = 4;
 }

@@ -114,7 +114,8 @@ impl Forward<'_> {
                     Step::to_network(way.peer_id)
                 } else {
                     overlay = Some(peer);
-                    let on_link = peer.mode == peer_mode::VXLAN_ON_LINK;
+                    let on_link =
+                        matches!(peer.mode, peer_mode::VXLAN_ON_LINK | peer_mode::UDP_ON_LINK);
                     Step::to_network(if on_link { way.peer_id } else { 0 })
                 }
             }
@@ -159,7 +160,7 @@ impl Forward<'_> {
         let Some(peer) = node.peer(peer_id) else {
             return Err(Step::drop(DropReason::NoPeer));
         };
-        if peer.mode == peer_mode::NONE || peer.mode > peer_mode::VXLAN_ON_LINK {
+        if peer.mode == peer_mode::NONE || peer.mode > peer_mode::UDP_ON_LINK {
             return Err(Step::drop(DropReason::NoPeer));
         }
         if is_longer_than(packet, headers, peer.mtu) {

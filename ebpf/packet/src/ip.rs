@@ -46,6 +46,8 @@ pub trait Ip: Address {
     const SRC_AT: usize;
     const DST_AT: usize;
     const TTL_AT: usize;
+    /// Where in the header's second byte the ECN field lies (RFC 3168 section 5).
+    const ECN_SHIFT: u8;
     /// Offset of the header checksum; IPv6 has none.
     const CHECKSUM_AT: Option<usize>;
     /// IANA protocol number of this family's ICMP.
@@ -88,6 +90,7 @@ impl Ip for Addr4 {
     const SRC_AT: usize = 12;
     const DST_AT: usize = 16;
     const TTL_AT: usize = 8;
+    const ECN_SHIFT: u8 = 0;
     const CHECKSUM_AT: Option<usize> = Some(10);
     const ICMP: u8 = 1;
     const ECHO_REQUEST: u8 = 8;
@@ -185,6 +188,7 @@ impl Ip for Addr6 {
     const SRC_AT: usize = 8;
     const DST_AT: usize = 24;
     const TTL_AT: usize = 7;
+    const ECN_SHIFT: u8 = 4;
     const CHECKSUM_AT: Option<usize> = None;
     const ICMP: u8 = 58;
     const ECHO_REQUEST: u8 = 128;

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod checksum;
+mod decapsulate;
 mod encapsulate;
 mod forward;
 mod fragment;

@@ -77,6 +77,20 @@ pub(crate) fn masquerade<A: Ip, P: Packet, N: Node<A>>(packet: &P, node: &N) -> 
     new.insert(node, &tuple, seen & !READ)
 }
 
+/// Tracks a connection to a pod whose answers would be taken for those of another one, under another source port.
+/// Returns [`OPENED`] or a drop reason's number.
+#[inline(never)]
+pub(crate) fn direct<A: Ip, P: Packet, N: Node<A>>(packet: &P, node: &N) -> u32 {
+    let mut tuple = ConnKey::<A>::default();
+    let seen = read(packet, &mut tuple);
+    if seen & READ == 0 {
+        return seen;
+    }
+    let mut new = New::keeping_source(&tuple);
+    new.use_clients_ports();
+    new.insert(node, &tuple, seen & !READ)
+}
+
 /// Set in what [`read`] returns when it could read.
 const READ: u32 = 1 << 31;
 

@@ -31,6 +31,7 @@ pub trait Packet {
     /// [`Packet::load`] of whole words into a slice that is aligned to words.
     fn load_words(&self, at: u32, into: &mut [u8]) -> Result<(), OutOfBounds>;
     /// [`Packet::store`] from a slice that starts at a word; then half words, by their offset in it and in host order.
+    /// Those whose offset is the slice's length are left out.
     fn store_words(
         &mut self,
         at: u32,
@@ -52,8 +53,14 @@ pub trait Packet {
     ) -> Result<(), OutOfBounds>;
     /// Payload bytes of each segment of a packet that the device will cut; 0 if it is to be sent as it is.
     fn segment_payload(&self) -> u32;
-    /// Makes room for 50 bytes between the Ethernet header and what follows: outer IPv4, UDP, VXLAN, inner Ethernet.
-    fn make_room_for_overlay(&mut self) -> Result<(), OutOfBounds>;
+    /// Makes room for `len` bytes between the Ethernet header and what follows: the overlay's header over this family.
+    /// `inner_ethernet`: it ends with an Ethernet header.
+    fn make_room_for_overlay(
+        &mut self,
+        len: usize,
+        underlay: Family,
+        inner_ethernet: bool,
+    ) -> Result<(), OutOfBounds>;
     /// Removes `len` bytes behind the Ethernet header; what follows then is of this family.
     fn remove_overlay(&mut self, len: u32, inner: Family) -> Result<(), OutOfBounds>;
     /// Cuts the packet to `len` bytes.

@@ -1,14 +1,15 @@
 //! The path of a packet: connection, service, way. One function for each hook.
 
-use ebpf_abi::{Addr4, Addr6, Config, ConnKey, DropReason, Family};
+use ebpf_abi::{Addr4, Addr6, ConnKey, DropReason};
 
 use crate::{
-    Entry, Ip, Node, Packet, encapsulate,
+    Entry, Ip, Node, Packet, decapsulate,
     forward::{Forward, Way},
     fragment, icmp_error, icmp_too_big, open,
     parse::{Headers, Kind, protocol},
     track,
     verdict::{Next, Step, Verdict},
+    write::ECN_CONGESTION,
 };
 
 /// Where a packet comes from.
@@ -61,32 +62,44 @@ fn from<P: Packet, N: Node<Addr4> + Node<Addr6>, const ORIGIN: u8>(
     packet: &mut P,
     node: &N,
 ) -> Verdict {
-    let origin = Origin::of(ORIGIN);
+    let mut origin = Origin::of(ORIGIN);
     let ethertype = packet.ethertype();
-    if ethertype == Addr4::ETHERTYPE {
-        let step = through::<Addr4, P, N, ORIGIN>(packet, node);
+    let (mut step, mut ipv6) = if ethertype == Addr4::ETHERTYPE {
+        (through::<Addr4, P, N, ORIGIN>(packet, node), false)
+    } else if ethertype == Addr6::ETHERTYPE {
+        (through::<Addr6, P, N, ORIGIN>(packet, node), true)
+    } else {
+        return Verdict::Pass;
+    };
+    if ORIGIN == NETWORK {
+        let outer_ecn = step.payload();
         match step.next() {
             Next::Inner4 => {
-                let step = leave_overlay::<Addr4, P, N>(packet, node, step.payload());
-                finish::<Addr4, P, N>(packet, node, step, Origin::Overlay)
+                (origin, ipv6) = (Origin::Overlay, false);
+                step = leave_overlay::<Addr4, P, N>(packet, node, outer_ecn);
             }
             Next::Inner6 => {
-                let step = leave_overlay::<Addr6, P, N>(packet, node, step.payload());
-                finish::<Addr6, P, N>(packet, node, step, Origin::Overlay)
+                (origin, ipv6) = (Origin::Overlay, true);
+                step = leave_overlay::<Addr6, P, N>(packet, node, outer_ecn);
             }
-            _ => finish::<Addr4, P, N>(packet, node, step, origin),
+            _ => {}
         }
-    } else if ethertype == Addr6::ETHERTYPE {
-        let step = through::<Addr6, P, N, ORIGIN>(packet, node);
+    }
+    if ipv6 {
         finish::<Addr6, P, N>(packet, node, step, origin)
     } else {
-        Verdict::Pass
+        finish::<Addr4, P, N>(packet, node, step, origin)
     }
 }
 
 /// A packet on its way; a connection's first packet goes it twice, the second time as a tracked one.
 #[inline(always)]
-fn through<A: Ip, P: Packet, N: Node<A>, const ORIGIN: u8>(packet: &mut P, node: &N) -> Step {
+fn through<A, P, N, const ORIGIN: u8>(packet: &mut P, node: &N) -> Step
+where
+    A: Ip,
+    P: Packet,
+    N: Node<A> + Node<Addr4> + Node<Addr6>,
+{
     let mut opened = false;
     loop {
         let step = arrive::<A, P, N, ORIGIN>(packet, node);
@@ -94,6 +107,7 @@ fn through<A: Ip, P: Packet, N: Node<A>, const ORIGIN: u8>(packet: &mut P, node:
             _ if opened => return step,
             Next::OpenService => open::service::<A, P, N>(packet, node, ORIGIN),
             Next::OpenMasquerade => open::masquerade::<A, P, N>(packet, node),
+            Next::OpenDirect => open::direct::<A, P, N>(packet, node),
             _ => return step,
         };
         if code != open::OPENED {
@@ -125,25 +139,41 @@ fn finish<A: Ip, P: Packet, N: Node<A>>(
 
 /// A packet as it arrives at a hook.
 #[inline(never)]
-fn arrive<A: Ip, P: Packet, N: Node<A>, const ORIGIN: u8>(packet: &mut P, node: &N) -> Step {
+fn arrive<A, P, N, const ORIGIN: u8>(packet: &mut P, node: &N) -> Step
+where
+    A: Ip,
+    P: Packet,
+    N: Node<A> + Node<Addr4> + Node<Addr6>,
+{
     let mut headers = Headers::<A>::new();
-    match headers.parse(packet) {
-        Ok(()) => route_in(packet, node, &mut headers, Origin::of(ORIGIN)),
-        Err(reason) => Step::drop(reason),
+    if let Err(reason) = headers.parse(packet) {
+        return Step::drop(reason);
     }
+    if ORIGIN == NETWORK
+        && let Some(config) = Node::<A>::config(node)
+        && decapsulate::is_overlay(config, &headers)
+    {
+        return decapsulate::decapsulate(packet, node, config, &headers);
+    }
+    route_in::<A, P, N>(packet, node, &mut headers, Origin::of(ORIGIN))
 }
 
-/// A packet out of the overlay: it must come from the node that its source belongs to.
+/// A packet out of the overlay. `outer_ecn`: the ECN field that the underlay's routers may have changed (RFC 6040
+/// section 4.2).
 #[inline(never)]
-fn leave_overlay<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, underlay: u32) -> Step {
+fn leave_overlay<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, outer_ecn: u32) -> Step {
     let mut headers = Headers::<A>::new();
-    match headers.parse(packet) {
-        Ok(()) if !encapsulate::is_from_its_node(node, &headers.tuple.src, underlay) => {
-            Step::drop(DropReason::OverlayUnknownPeer)
-        }
-        Ok(()) => route_in(packet, node, &mut headers, Origin::Overlay),
-        Err(reason) => Step::drop(reason),
+    if let Err(reason) = headers.parse(packet) {
+        return Step::drop(reason);
     }
+    if outer_ecn == ECN_CONGESTION as u32 {
+        match headers.mark_congestion(packet) {
+            Ok(true) => {}
+            Ok(false) => return Step::drop(DropReason::OverlayCongestion),
+            Err(reason) => return Step::drop(reason),
+        }
+    }
+    route_in(packet, node, &mut headers, Origin::Overlay)
 }
 
 #[inline(always)]
@@ -171,9 +201,6 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
             Step::PASS
         };
     }
-    if matches!(origin, Origin::Network) && encapsulate::is_overlay(config, headers) {
-        return open_overlay(packet, config, headers);
-    }
     if matches!(headers.kind, Kind::ICMP_ERROR) {
         return Step::ICMP_ERROR;
     }
@@ -190,8 +217,10 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
         }
     } else if !overlay && known {
         if way.is_pod() {
-            if may_follow_a_service(headers, origin) {
-                track::forget_stale_reverse(node, &headers.tuple);
+            if may_follow_a_service(headers, origin)
+                && track::answers_are_anothers(node, &headers.tuple)
+            {
+                return Step::OPEN_DIRECT;
             }
         } else if open::frontend(node, &headers.tuple, origin).is_some() {
             return Step::OPEN_SERVICE;
@@ -233,18 +262,4 @@ fn follow_connection<A: Ip, N: Node<A>>(
 fn may_follow_a_service<A: Ip>(headers: &Headers<A>, origin: Origin) -> bool {
     headers.is_tcp_open()
         || (headers.tuple.protocol == protocol::UDP && !matches!(origin, Origin::Network))
-}
-
-#[inline(always)]
-fn open_overlay<A: Ip, P: Packet>(packet: &mut P, config: &Config, headers: &Headers<A>) -> Step {
-    let step = encapsulate::inspect(packet, config, headers);
-    let inner = match step.next() {
-        Next::Inner4 => Family::V4,
-        Next::Inner6 => Family::V6,
-        _ => return step,
-    };
-    match encapsulate::decapsulate(packet, headers, inner) {
-        Ok(()) => step,
-        Err(reason) => Step::drop(reason),
-    }
 }

@@ -13,16 +13,16 @@ const PORT_TRIES: u32 = 16;
 /// First port that source NAT takes at its own address: below are those that servers use.
 const FIRST_OWN_PORT: u16 = 1024;
 
-/// The flags that a TCP segment leaves on its direction's entry.
+/// The flags that a packet leaves on its direction's entry.
 #[inline(always)]
 pub(crate) fn flags_of<A: Ip>(headers: &Headers<A>) -> u32 {
     if !headers.is_tcp() {
-        return 0;
+        return conn_flag::OPEN;
     }
     let seen = headers.tcp_flags;
     let mut flags = 0;
     if seen & tcp::SYN != 0 {
-        flags |= conn_flag::TCP_SYN;
+        flags |= conn_flag::OPEN;
     }
     if seen & tcp::FIN != 0 {
         flags |= conn_flag::TCP_FIN;
@@ -63,11 +63,18 @@ fn epoch_moved_on<A: Ip, N: Node<A>>(node: &N, state: &ConnState) -> bool {
 /// `target`, or the other.
 #[inline(never)]
 fn is_finished<A: Ip, N: Node<A>>(node: &N, target: &ConnKey<A>, flags: u32) -> bool {
-    const END: u32 = conn_flag::TCP_FIN | conn_flag::TCP_RST;
-    flags & END != 0
-        || node
-            .conn(&target.reversed())
-            .is_some_and(|other| other.state().flags & END != 0)
+    has_ended(flags) || other_has_ended(node, &target.reversed())
+}
+
+#[inline(always)]
+fn has_ended(flags: u32) -> bool {
+    flags & (conn_flag::TCP_FIN | conn_flag::TCP_RST) != 0
+}
+
+#[inline(always)]
+fn other_has_ended<A: Ip, N: Node<A>>(node: &N, other: &ConnKey<A>) -> bool {
+    node.conn(other)
+        .is_some_and(|entry| has_ended(entry.state().flags))
 }
 
 /// Removes both entries of the connection whose packets with `key` get `target`.
@@ -77,17 +84,30 @@ pub(crate) fn forget<A: Ip, N: Node<A>>(node: &N, key: &ConnKey<A>, target: &Con
     node.conn_remove(key);
 }
 
-/// Removes the pair of an earlier connection through a service whose answers a direct packet's answers would be taken
-/// for: client:port -> ClusterIP was balanced to the backend to which client:port now talks directly.
+/// Whether the answers to a packet that is not translated would be taken for those of a living connection through a
+/// service: client:port -> ClusterIP was balanced to the backend to which client:port now talks directly.
+///
+/// A connection that is finished, or was never answered, gives way.
 #[inline(never)]
-pub(crate) fn forget_stale_reverse<A: Ip, N: Node<A>>(node: &N, tuple: &ConnKey<A>) {
+pub(crate) fn answers_are_anothers<A: Ip, N: Node<A>>(node: &N, tuple: &ConnKey<A>) -> bool {
     let reverse = tuple.reversed();
-    if let Some(entry) = node.conn(&reverse)
-        && entry.state().flags & conn_flag::REPLY != 0
-    {
-        node.conn_remove(&entry.target(&reverse).reversed());
+    let Some(entry) = node.conn(&reverse) else {
+        return false;
+    };
+    let flags = entry.state().flags;
+    if flags & conn_flag::REPLY == 0 {
+        return false;
+    }
+    // No calls from here: with the frames of the callers the stack is nearly full.
+    let forward = entry.target(&reverse).reversed();
+    let lives = flags & conn_flag::OPEN != 0
+        && (tuple.protocol != protocol::TCP
+            || !(has_ended(flags) || other_has_ended(node, &forward)));
+    if !lives {
+        node.conn_remove(&forward);
         node.conn_remove(&reverse);
     }
+    lives
 }
 
 /// A connection about to be tracked.
@@ -124,6 +144,15 @@ impl<A: Ip> New<A> {
     #[inline(always)]
     pub(crate) fn use_own_ports(&mut self, config: &Config) {
         self.nat_addr = A::settings(config).source_nat_addr;
+        self.first_port = FIRST_OWN_PORT;
+        self.port_count = u16::MAX - FIRST_OWN_PORT;
+    }
+
+    /// If the source port must change: another one of the client's own. Should it use that one itself later, that
+    /// connection meets this one's answers and takes another in its turn.
+    #[inline(always)]
+    pub(crate) fn use_clients_ports(&mut self) {
+        self.nat_addr = self.target.src;
         self.first_port = FIRST_OWN_PORT;
         self.port_count = u16::MAX - FIRST_OWN_PORT;
     }

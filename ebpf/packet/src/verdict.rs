@@ -36,11 +36,13 @@ pub(crate) enum Next {
     OpenService,
     /// The packet leaves the cluster, is not tracked yet and must get the node's address.
     OpenMasquerade,
+    /// The packet goes to a pod from the port of a living connection through a service to the same pod.
+    OpenDirect,
     /// The packet is an ICMP error: what it quotes decides.
     IcmpError,
     /// Too long for the way: tell the sender the MTU in the payload, in bytes.
     TooBig,
-    /// An overlay packet with IPv4 inside, from the underlay address in the payload (as it stands in the header).
+    /// The overlay's headers are off, IPv4 was inside; the payload is the outer header's ECN field.
     Inner4,
     /// The same with IPv6 inside.
     Inner6,
@@ -60,6 +62,7 @@ impl Step {
     pub(crate) const ICMP_ERROR: Self = Self::of(6, 0);
     pub(crate) const OPEN_SERVICE: Self = Self::of(10, 0);
     pub(crate) const OPEN_MASQUERADE: Self = Self::of(11, 0);
+    pub(crate) const OPEN_DIRECT: Self = Self::of(12, 0);
 
     #[inline(always)]
     const fn of(tag: u64, payload: u32) -> Self {
@@ -93,13 +96,13 @@ impl Step {
     }
 
     #[inline(always)]
-    pub(crate) const fn inner4(underlay: u32) -> Self {
-        Self::of(INNER4, underlay)
+    pub(crate) const fn inner4(ecn: u8) -> Self {
+        Self::of(INNER4, ecn as u32)
     }
 
     #[inline(always)]
-    pub(crate) const fn inner6(underlay: u32) -> Self {
-        Self::of(INNER6, underlay)
+    pub(crate) const fn inner6(ecn: u8) -> Self {
+        Self::of(INNER6, ecn as u32)
     }
 
     #[inline(always)]
@@ -121,6 +124,7 @@ impl Step {
             INNER6 => Next::Inner6,
             10 => Next::OpenService,
             11 => Next::OpenMasquerade,
+            12 => Next::OpenDirect,
             _ => Next::Done,
         }
     }
@@ -161,6 +165,7 @@ const fn reason(number: u32) -> DropReason {
         12 => DropReason::NoConnection,
         13 => DropReason::NoPeer,
         14 => DropReason::NoConfig,
+        15 => DropReason::OverlayCongestion,
         _ => DropReason::Malformed,
     }
 }
@@ -196,12 +201,9 @@ mod tests {
             (Next::TooBig, 1450)
         );
         assert_eq!(
-            (
-                Step::inner4(1 << 31).next(),
-                Step::inner4(1 << 31).payload()
-            ),
-            (Next::Inner4, 1 << 31)
+            (Step::inner4(3).next(), Step::inner4(3).payload()),
+            (Next::Inner4, 3)
         );
-        assert_eq!(Step::inner6(u32::MAX).next(), Next::Inner6);
+        assert_eq!(Step::inner6(0).next(), Next::Inner6);
     }
 }

@@ -41,6 +41,9 @@ pub(crate) fn port_difference<A: Ip>(old: &ConnKey<A>, new: &ConnKey<A>) -> u32 
         + checksum::difference16(old.dst_port_be, new.dst_port_be)
 }
 
+/// 'Congestion experienced', and the mask of the field.
+pub(crate) const ECN_CONGESTION: u8 = 3;
+
 impl<A: Ip> Headers<A> {
     #[inline(always)]
     pub(crate) fn set_macs(&mut self, dst: &[u8; 6], src: &[u8; 6]) {
@@ -52,6 +55,42 @@ impl<A: Ip> Headers<A> {
     #[inline(always)]
     pub(crate) fn ttl(&self) -> u8 {
         self.frame.bytes()[IP_AT + A::TTL_AT]
+    }
+
+    /// The ECN field (RFC 3168 section 5).
+    #[inline(always)]
+    pub(crate) fn ecn(&self) -> u8 {
+        self.frame.bytes()[IP_AT + 1] >> A::ECN_SHIFT & ECN_CONGESTION
+    }
+
+    /// Marks congestion in the header that will be written back; `false` if the sender does not know of marks.
+    #[inline(always)]
+    pub(crate) fn mark_congestion<P: Packet>(
+        &mut self,
+        packet: &mut P,
+    ) -> Result<bool, DropReason> {
+        if self.ecn() == 0 {
+            return Ok(false);
+        }
+        let frame = self.frame.bytes_mut();
+        let old = [frame[IP_AT], frame[IP_AT + 1]];
+        let new = [old[0], old[1] | ECN_CONGESTION << A::ECN_SHIFT];
+        frame[IP_AT + 1] = new[1];
+        if let Some(at) = A::CHECKSUM_AT {
+            let at = IP_AT + at;
+            let difference =
+                checksum::difference16(u16::from_ne_bytes(old), u16::from_ne_bytes(new));
+            let check = checksum::apply(u16::from_ne_bytes([frame[at], frame[at + 1]]), difference);
+            let check = check.to_ne_bytes();
+            frame[at] = check[0];
+            frame[at + 1] = check[1];
+            Ok(true)
+        } else {
+            packet
+                .store_unbalanced((IP_AT - LEAD + 1) as u32, &new[1..])
+                .map(|()| true)
+                .map_err(|_| DropReason::RewriteFailed)
+        }
     }
 
     /// Writes the headers back with the tuple `target`; `hop`: one hop was made (the caller has seen that the TTL

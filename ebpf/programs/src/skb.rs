@@ -5,9 +5,9 @@ use core::arch::asm;
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
-        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0,
+        BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
@@ -15,7 +15,7 @@ use aya_ebpf::{
         bpf_skb_store_bytes,
     },
 };
-use ebpf_abi::{Family, overlay_header};
+use ebpf_abi::Family;
 use ebpf_packet::{ChecksumField, OutOfBounds, Packet};
 
 /// `BPF_F_IPV6` (Linux 6.16, and backports): the difference does not change `skb->csum`, as the addresses balance it.
@@ -98,7 +98,7 @@ struct Window(u64);
 /// in registers, of which there are ten.
 macro_rules! copy_words {
     ($direction:ident, $window:expr, $memory:expr, $len:expr, $start:literal) => {
-        copy_words!(@ $direction, $window, $memory, $len, $start; 0 4 8 12 16 20 24 28 32 36 40 44 48 52)
+        copy_words!(@ $direction, $window, $memory, $len, $start; 0 4 8 12 16 20 24 28 32 36 40 44 48 52 56 60 64)
     };
     (@ $direction:ident, $window:expr, $memory:expr, $len:expr, $start:literal; $($offset:literal)*) => {
         {
@@ -305,17 +305,25 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn make_room_for_overlay(&mut self) -> Result<(), OutOfBounds> {
+    fn make_room_for_overlay(
+        &mut self,
+        len: usize,
+        underlay: Family,
+        inner_ethernet: bool,
+    ) -> Result<(), OutOfBounds> {
         const FIXED: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64;
-        let flags = FIXED
-            | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
-            | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
-            | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
-            | bpf_f_adj_room_encap_l2(INNER_ETH_LEN);
-        let result = self.room(overlay_header::LEN_V4 as i32, flags);
+        let network = match underlay {
+            Family::V4 => BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
+            Family::V6 => BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+        };
+        let mut flags = FIXED | network as u64 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64;
+        if inner_ethernet {
+            flags |= BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64 | bpf_f_adj_room_encap_l2(INNER_ETH_LEN);
+        }
+        let result = self.room(len as i32, flags);
         // The kernel does not clear skb->encapsulation at decapsulation and refuses to set it twice.
         if result == EALREADY {
-            return check(self.room(overlay_header::LEN_V4 as i32, FIXED));
+            return check(self.room(len as i32, FIXED));
         }
         check(result)
     }

@@ -111,7 +111,7 @@ impl Host {
             uplink_ifindex: self.uplink.ifindex,
             host_ifindex: self.device.ifindex,
             flags: encapsulated | config_flag::MASQUERADE,
-            vxlan_port_be: options.port.to_be(),
+            overlay_port_be: options.port.to_be(),
             pad: 0,
             vni: options.vni,
             uplink_mtu: self.uplink.mtu,

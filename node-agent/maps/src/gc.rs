@@ -106,7 +106,7 @@ pub fn conn_state(protocol: u8, flags: u32, partner_flags: u32) -> ConnState {
     match protocol {
         TCP if either(conn_flag::TCP_RST) || both(conn_flag::TCP_FIN) => ConnState::TcpClosing,
         // A connection that was met on its way, without its SYN, counts as established.
-        TCP if either(conn_flag::TCP_SYN) && !both(conn_flag::TCP_SYN) => ConnState::TcpOpening,
+        TCP if either(conn_flag::OPEN) && !both(conn_flag::OPEN) => ConnState::TcpOpening,
         TCP => ConnState::TcpEstablished,
         UDP => ConnState::Udp,
         ICMP | ICMPV6 => ConnState::Icmp,
@@ -234,22 +234,18 @@ mod tests {
 
     #[test]
     fn a_tcp_connection_passes_through_its_states() {
-        use conn_flag::{REPLY, TCP_FIN, TCP_RST, TCP_SYN};
+        use conn_flag::{OPEN, REPLY, TCP_FIN, TCP_RST};
         for (there, back, expected) in [
-            (TCP_SYN, REPLY, ConnState::TcpOpening),
-            (TCP_SYN, REPLY | TCP_SYN, ConnState::TcpEstablished),
+            (OPEN, REPLY, ConnState::TcpOpening),
+            (OPEN, REPLY | OPEN, ConnState::TcpEstablished),
             (0, REPLY, ConnState::TcpEstablished),
+            (OPEN | TCP_FIN, REPLY | OPEN, ConnState::TcpEstablished),
             (
-                TCP_SYN | TCP_FIN,
-                REPLY | TCP_SYN,
-                ConnState::TcpEstablished,
-            ),
-            (
-                TCP_SYN | TCP_FIN,
-                REPLY | TCP_SYN | TCP_FIN,
+                OPEN | TCP_FIN,
+                REPLY | OPEN | TCP_FIN,
                 ConnState::TcpClosing,
             ),
-            (TCP_SYN, REPLY | TCP_RST, ConnState::TcpClosing),
+            (OPEN, REPLY | TCP_RST, ConnState::TcpClosing),
         ] {
             assert_eq!(
                 conn_state(TCP, there, back),
@@ -267,7 +263,7 @@ mod tests {
     #[test]
     fn a_connection_is_over_when_both_directions_were_idle_for_its_timeout() {
         let timeouts = Timeouts::default();
-        let syn = conn_flag::TCP_SYN;
+        let syn = conn_flag::OPEN;
         for (name, protocol, there, back, limit_s) in [
             ("unanswered SYN", TCP, syn, 0, 20),
             ("established", TCP, syn, syn, 3600),
@@ -292,7 +288,7 @@ mod tests {
     #[test]
     fn an_entry_without_its_partner_goes_soon() {
         let timeouts = Timeouts::default();
-        let lone = entry(conn_flag::TCP_SYN, 100);
+        let lone = entry(conn_flag::OPEN, 100);
         assert!(!timeouts.expired(TCP, &lone, None, 140 * SECOND));
         assert!(timeouts.expired(TCP, &lone, None, 141 * SECOND));
     }

@@ -25,7 +25,7 @@ pub fn vxlan_header(own: Vtep, peer: Vtep, port: u16, vni: u32) -> ([u8; 72], u3
     put(8, &[64, 17]);
     put(12, &own.underlay.octets());
     put(16, &peer.underlay.octets());
-    put(overlay_header::UDP_V4 + 2, &port.to_be_bytes());
+    put(overlay_header::IPV4_LEN + 2, &port.to_be_bytes());
     // Flags: the VNI is valid.
     put(28, &[0x08]);
     put(32, &(vni << 8).to_be_bytes());

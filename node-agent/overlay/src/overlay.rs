@@ -303,7 +303,7 @@ impl Overlay {
         Ok(Peer {
             header,
             header_sum,
-            header_len: overlay_header::LEN_V4 as u16,
+            header_len: overlay_header::VXLAN_OVER_IPV4 as u16,
             mode: if options.on_link_v4.iter().any(|link| link.contains(remote)) {
                 peer_mode::VXLAN_ON_LINK
             } else {

@@ -117,7 +117,7 @@ fn changes(cell: &Cell, number: u8, mode: Mode) -> Result<Vec<Change>> {
         } else {
             0
         },
-        vxlan_port_be: VXLAN_PORT.to_be(),
+        overlay_port_be: VXLAN_PORT.to_be(),
         vni: VNI,
         uplink_mtu: UNDERLAY_MTU,
         nat_port_first: 61000,

@@ -163,6 +163,21 @@ impl Drop for Cluster {
 }
 
 impl Pod {
+    /// Process id of its container's first process, as this machine sees it.
+    ///
+    /// # Errors
+    ///
+    /// If Docker does not know the container.
+    pub fn pid(&self, cluster: &Cluster) -> Result<String> {
+        let words = [
+            "docker",
+            "inspect",
+            "--format={{.State.Pid}}",
+            &self.container,
+        ];
+        Ok(cluster.output(&self.node, &words)?.trim().to_string())
+    }
+
     fn read(pod: &Value) -> Result<Self> {
         let text = |pointer: &str| {
             let value = pod.pointer(pointer).and_then(Value::as_str);

@@ -1,6 +1,6 @@
 //! One cluster, several things that must not disturb it. The cases run one after the other on the same cluster.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
-use tests_e2e::{Agent, Cluster, Pod, Position, Probe, Running, Tally};
+use tests_e2e::{Agent, Backend, Cluster, Pod, Position, Probe, Running, Tally};
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
 
@@ -181,32 +181,36 @@ fn agent_killed(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// A Service without selector, whose one EndpointSlice this test writes: three of the six pods at a time.
+/// A Service without selector whose three EndpointSlices this test writes, each with one server. A server that was
+/// taken out is closed a second later: whoever is still sent to it is refused.
 fn endpoints_replaced(cluster: &Cluster) -> Result<()> {
+    const REPLACEMENTS: usize = 200;
+    const FIRST_PORT: u16 = 20_000;
+    /// From the answer to the write until every node must have turned away, and what had been sent has arrived.
+    const GRACE: Duration = Duration::from_secs(1);
     let pods = cluster.pods()?;
-    ensure!(pods.len() >= 6, "the example has only {} pods", pods.len());
+    let pids = pods
+        .iter()
+        .map(|pod| pod.pid(cluster))
+        .collect::<Result<Vec<_>>>()?;
+    let start = |number: usize| {
+        let port = FIRST_PORT + u16::try_from(number).context("too many servers")?;
+        let which = number % pods.len();
+        Backend::start(cluster, &pods[which], &pids[which], port)
+    };
     cluster.apply_json(&json!({"apiVersion": "v1", "kind": "Service",
         "metadata": {"name": "replaced"},
-        "spec": {"type": "NodePort", "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}}))?;
-    cluster.apply_json(&slice(&pods[..3]))?;
-    let service = cluster.get(&["service", "replaced"])?;
-    let cluster_ip = text(&service, "/spec/clusterIP")?;
-    let node_port = service
-        .pointer("/spec/ports/0/nodePort")
-        .context("no nodePort")?;
-    let in_cluster = format!("http://{cluster_ip}:80/");
-    let clients = [
-        (Position::InPod(pods[0].clone()), in_cluster.clone()),
-        (Position::InPod(pods[3].clone()), in_cluster.clone()),
-        (Position::Host("n2".to_string()), in_cluster),
-        (
-            Position::Host("outside".to_string()),
-            format!("http://172.31.240.11:{node_port}/"),
-        ),
-    ];
-    wait_for_answers(cluster, &clients, &pods[..3])?;
+        "spec": {"type": "NodePort", "ports": [{"name": "http", "port": 80}]}}))?;
+    let mut chosen = VecDeque::new();
+    for number in 0..3 {
+        let backend = start(number)?;
+        cluster.apply_json(&slice(number, &backend))?;
+        chosen.push_back(backend);
+    }
+    let clients = replaced_clients(cluster, &pods)?;
+    wait_for_answers(cluster, &clients, &chosen)?;
 
-    // 250 a second from each of the four; long enough for 200 replacements, and cut short by none.
+    // 250 a second from each of the four; long enough for the replacements, and cut short by none.
     let seconds = 60;
     let traffic = clients
         .into_iter()
@@ -221,30 +225,65 @@ fn endpoints_replaced(cluster: &Cluster) -> Result<()> {
         })
         .collect::<Result<Vec<_>>>()?;
     let begun = Instant::now();
-    let mut chosen: Vec<Pod> = pods[..3].to_vec();
-    for step in 0..200 {
-        chosen.remove(0);
-        chosen.push(pods[(step + 3) % pods.len()].clone());
-        cluster.apply_json(&slice(&chosen))?;
+    let mut withdrawn: VecDeque<(Instant, Backend)> = VecDeque::new();
+    let mut known: BTreeSet<String> = chosen.iter().map(|backend| backend.name.clone()).collect();
+    for number in 3..REPLACEMENTS + 3 {
+        let backend = start(number)?;
+        cluster.apply_json(&slice(number % 3, &backend))?;
+        known.insert(backend.name.clone());
+        chosen.push_back(backend);
+        withdrawn.extend(chosen.pop_front().map(|backend| (Instant::now(), backend)));
+        while withdrawn
+            .front()
+            .is_some_and(|(at, _)| at.elapsed() > GRACE)
+        {
+            drop(withdrawn.pop_front());
+        }
     }
     let took = begun.elapsed();
+    thread::sleep(GRACE);
+    drop(withdrawn);
     ensure!(
-        took < Duration::from_secs(u64::from(seconds)),
-        "200 replacements took {took:?}: longer than the traffic"
+        took + 2 * GRACE < Duration::from_secs(u64::from(seconds)),
+        "{REPLACEMENTS} replacements took {took:?}: longer than the traffic"
     );
-    println!("200 replacements in {took:?}");
+    println!("{REPLACEMENTS} replacements in {took:?}");
     let tallies = finish_without_loss(traffic)?;
-    let known: BTreeSet<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
-    for tally in tallies {
-        let strangers: Vec<_> = tally
-            .backends
-            .keys()
-            .filter(|name| !known.contains(name.as_str()))
-            .collect();
-        ensure!(strangers.is_empty(), "answers from {strangers:?}");
-    }
-    cluster.kubectl(&["delete", "service/replaced", "endpointslice/replaced"])?;
+    let answered: BTreeSet<String> = tallies
+        .into_iter()
+        .flat_map(|tally| tally.backends.into_keys())
+        .collect();
+    let strangers: Vec<_> = answered.difference(&known).collect();
+    let unreached: Vec<_> = known.difference(&answered).collect();
+    ensure!(
+        strangers.is_empty() && unreached.is_empty(),
+        "answered, but no endpoint: {strangers:?}; an endpoint, but never reached: {unreached:?}"
+    );
+    cluster.kubectl(&["delete", "service", "replaced"])?;
+    cluster.kubectl(&[
+        "delete",
+        "endpointslice",
+        "--selector=kubernetes.io/service-name=replaced",
+    ])?;
     Ok(())
+}
+
+/// From where the Service `replaced` is asked, and how: two pods, a process of a node, and outside.
+fn replaced_clients(cluster: &Cluster, pods: &[Pod]) -> Result<[(Position, String); 4]> {
+    let service = cluster.get(&["service", "replaced"])?;
+    let in_cluster = format!("http://{}:80/", text(&service, "/spec/clusterIP")?);
+    let node_port = service
+        .pointer("/spec/ports/0/nodePort")
+        .context("no nodePort")?;
+    Ok([
+        (Position::InPod(pods[0].clone()), in_cluster.clone()),
+        (Position::InPod(pods[3].clone()), in_cluster.clone()),
+        (Position::Host("n2".to_string()), in_cluster),
+        (
+            Position::Host("outside".to_string()),
+            format!("http://172.31.240.11:{node_port}/"),
+        ),
+    ])
 }
 
 // === helpers ===
@@ -319,9 +358,13 @@ fn finish_without_loss(traffic: Vec<Running>) -> Result<Vec<Tally>> {
     Ok(tallies)
 }
 
-/// Until each client reaches exactly these pods: the nodes learn of a new service one after the other.
-fn wait_for_answers(cluster: &Cluster, clients: &[(Position, String)], pods: &[Pod]) -> Result<()> {
-    let expected: BTreeSet<&String> = pods.iter().map(|pod| &pod.name).collect();
+/// Until each client reaches exactly these servers: the nodes learn of a new service one after the other.
+fn wait_for_answers(
+    cluster: &Cluster,
+    clients: &[(Position, String)],
+    backends: &VecDeque<Backend>,
+) -> Result<()> {
+    let expected: BTreeSet<&String> = backends.iter().map(|backend| &backend.name).collect();
     let begun = Instant::now();
     for (from, target) in clients {
         loop {
@@ -345,15 +388,13 @@ fn wait_for_answers(cluster: &Cluster, clients: &[(Position, String)], pods: &[P
     Ok(())
 }
 
-fn slice(pods: &[Pod]) -> Value {
-    let endpoints: Vec<Value> = pods
-        .iter()
-        .map(|pod| json!({"addresses": [pod.ipv4], "conditions": {"ready": true}, "nodeName": pod.node}))
-        .collect();
+/// The EndpointSlice of the Service `replaced` with this number, with one server in it.
+fn slice(number: usize, backend: &Backend) -> Value {
+    let endpoint = json!({"addresses": [backend.pod.ipv4], "conditions": {"ready": true}, "nodeName": backend.pod.node});
     json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": {"name": "replaced", "labels": {"kubernetes.io/service-name": "replaced"}},
-        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
-        "endpoints": endpoints})
+        "metadata": {"name": format!("replaced-{number}"), "labels": {"kubernetes.io/service-name": "replaced"}},
+        "ports": [{"name": "http", "port": backend.port, "protocol": "TCP"}],
+        "endpoints": [endpoint]})
 }
 
 fn text(object: &Value, pointer: &str) -> Result<String> {

@@ -72,7 +72,7 @@ impl NodeAddresses {
             uplink_ifindex,
             host_ifindex,
             flags: config_flag::OVERLAY | config_flag::MASQUERADE,
-            vxlan_port_be: VXLAN_PORT.to_be(),
+            overlay_port_be: VXLAN_PORT.to_be(),
             pad: 0,
             vni: VNI,
             uplink_mtu,

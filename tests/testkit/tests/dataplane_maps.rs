@@ -318,7 +318,7 @@ fn insert_pair<A: MapFamily>(
         dst: server,
         src_port_be: port,
         dst_port_be: 8080,
-        flags: conn_flag::SERVICE | conn_flag::TCP_SYN,
+        flags: conn_flag::SERVICE | conn_flag::OPEN,
         ..Conn::default()
     };
     let reply_key = ConnKey {

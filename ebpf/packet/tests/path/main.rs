@@ -7,3 +7,4 @@ mod overlay;
 mod robustness;
 mod services;
 mod support;
+mod wrapping;

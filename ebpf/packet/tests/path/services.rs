@@ -4,7 +4,7 @@ use ebpf_abi::{ConnKey, DropReason, conn_flag};
 use ebpf_packet::Verdict;
 
 use crate::support::{
-    Frame, Has, Scene, Tcp, TestFamily, TestNode, assert_checksums, in_both_families,
+    Frame, Has, Scene, Tcp, TestFamily, TestNode, Wire, assert_checksums, in_both_families,
 };
 
 in_both_families! {
@@ -23,6 +23,7 @@ in_both_families! {
     a_finished_tcp_connection_makes_room_for_a_new_one
     a_retransmitted_syn_keeps_its_backend
     a_direct_connection_is_not_taken_for_the_services
+    a_direct_connection_beside_a_living_one_of_the_same_port_disturbs_neither
     two_services_with_one_backend_do_not_mix_up_one_clients_ports
     a_node_port_with_a_local_backend_keeps_the_client
     a_node_port_with_a_remote_backend_brings_the_answer_back_through_this_node
@@ -65,7 +66,7 @@ where
     }
     assert_eq!(scene.conn_count(), 2);
     let flags = scene.flags_of(&key(client, vip, 6)).expect("tracked");
-    assert_eq!(flags, conn_flag::SERVICE | conn_flag::TCP_SYN);
+    assert_eq!(flags, conn_flag::SERVICE | conn_flag::OPEN);
 }
 
 fn udp_is_translated_too_and_a_missing_checksum_stays_missing<A: TestFamily>()
@@ -380,6 +381,54 @@ where
         let verdict = scene.pod_sends(&mut wire);
         scene.assert_delivered(verdict, &wire, 2, &answer);
         assert_eq!(scene.conn_count(), 0);
+    }
+}
+
+fn a_direct_connection_beside_a_living_one_of_the_same_port_disturbs_neither<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let (client, vip) = ((A::pod(1, 2), CLIENT), (A::service(1), 80));
+    for (protocol, backend) in [6, 17]
+        .into_iter()
+        .flat_map(|p| [(p, (A::pod(1, 3), 8080)), (p, (A::pod(3, 2), 8080))])
+    {
+        let scene = Scene::<A>::with_backends(&[backend]);
+        let frame = |src, dst, flags| {
+            if protocol == 6 {
+                Frame::tcp(src, dst, flags)
+            } else {
+                Frame::udp(src, dst)
+            }
+        };
+        let answer = |mut wire: Wire| {
+            if backend.0 == A::pod(1, 3) {
+                scene.pod_sends(&mut wire);
+            } else {
+                scene.network_sends(&mut wire);
+            }
+            wire.bytes
+        };
+        let answered = |from, to| answer(frame(from, to, Tcp::SYN | Tcp::ACK).wire());
+        scene.pod_sends(&mut frame(client, vip, Tcp::SYN).wire());
+        let to_service = answered(backend, client);
+        for _ in 0..2 {
+            let mut wire = frame(client, backend, Tcp::SYN).wire();
+            scene.pod_sends(&mut wire);
+            assert_checksums::<A>(&wire.bytes);
+            let transport = 14 + A::HEADER_LEN;
+            let port = u16::from_be_bytes([wire.bytes[transport], wire.bytes[transport + 1]]);
+            assert_ne!(port, CLIENT, "the living connection has that one");
+            let source = (A::read(&wire.bytes, 14 + A::SRC_AT), port);
+            assert_eq!(source.0, client.0, "no other address");
+            let direct = frame(backend, source, Tcp::SYN | Tcp::ACK);
+            assert_eq!(
+                answer(direct.wire())[14..],
+                direct.rewritten(backend, client).ttl(63).ip_bytes()
+            );
+            assert_eq!(answered(backend, client), to_service, "as before");
+        }
+        assert_eq!(scene.conn_count(), 4);
     }
 }
 

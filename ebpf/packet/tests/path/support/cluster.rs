@@ -121,7 +121,7 @@ where
             uplink_ifindex: 2,
             host_ifindex: 3,
             flags: config_flag::OVERLAY | config_flag::MASQUERADE,
-            vxlan_port_be: 8472u16.to_be(),
+            overlay_port_be: 8472u16.to_be(),
             pad: 0,
             vni: 1,
             uplink_mtu: Self::UPLINK_MTU,
@@ -301,7 +301,7 @@ where
         // The overlay's outer header has no identification, no DF and no UDP checksum.
         reference[4..8].fill(0);
         reference[10..12].fill(0);
-        let check = super::frame::internet_checksum(&reference[..20]);
+        let check = super::internet_checksum(&reference[..20]);
         reference[10..12].copy_from_slice(&check.to_be_bytes());
         reference[26..28].fill(0);
         assert_eq!(outer, &reference[..50], "outer headers");

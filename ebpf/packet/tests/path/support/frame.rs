@@ -22,6 +22,8 @@ pub struct Frame<A> {
     pub dst: A,
     pub protocol: u8,
     pub ttl: u8,
+    /// ECN field (RFC 3168 section 5).
+    pub ecn: u8,
     /// The transport header and what follows; its checksum is filled in when built.
     pub transport: Vec<u8>,
     /// IPv4 options or IPv6 extension headers; the first byte of the latter is filled in.
@@ -78,6 +80,7 @@ impl<A: Ip> Frame<A> {
             dst,
             protocol,
             ttl: 64,
+            ecn: 0,
             transport,
             options: Vec::new(),
         }
@@ -109,7 +112,7 @@ impl<A: Ip> Frame<A> {
         match A::FAMILY {
             Family::V4 => {
                 let len = 20 + self.options.len();
-                header.extend([0x45 + (self.options.len() / 4) as u8, 0]);
+                header.extend([0x45 + (self.options.len() / 4) as u8, self.ecn]);
                 header.extend(((len + payload) as u16).to_be_bytes());
                 header.extend([0x12, 0x34, 0x40, 0, self.ttl, self.protocol, 0, 0]);
                 header.extend(self.src.as_bytes());
@@ -120,7 +123,7 @@ impl<A: Ip> Frame<A> {
                 header.splice(0..0, [0x08, 0x00]);
             }
             Family::V6 => {
-                header.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+                header.extend([0x86, 0xdd, 0x60, self.ecn << 4, 0, 0]);
                 header.extend(((self.options.len() + payload) as u16).to_be_bytes());
                 let next = if self.options.is_empty() {
                     self.protocol
@@ -158,6 +161,11 @@ impl<A: Ip> Frame<A> {
 
     pub fn ttl(mut self, ttl: u8) -> Self {
         self.ttl = ttl;
+        self
+    }
+
+    pub fn ecn(mut self, ecn: u8) -> Self {
+        self.ecn = ecn;
         self
     }
 }

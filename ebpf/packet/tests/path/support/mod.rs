@@ -6,7 +6,7 @@ mod tables;
 mod wire;
 
 pub use cluster::{Scene, TestFamily};
-pub use frame::{Frame, Tcp, assert_checksums};
+pub use frame::{Frame, Tcp, assert_checksums, internet_checksum};
 pub use tables::{Has, TestNode};
 pub use wire::Wire;
 

@@ -65,7 +65,7 @@ impl Packet for Wire {
     ) -> Result<(), OutOfBounds> {
         assert!(bytes.as_ptr().addr().is_multiple_of(4));
         self.store(at, bytes)?;
-        for (offset, half) in halves {
+        for (offset, half) in halves.iter().filter(|(offset, _)| *offset != bytes.len()) {
             assert!(offset + 2 <= bytes.len());
             self.store(at + *offset as u32, &half.to_be_bytes())?;
         }
@@ -116,8 +116,18 @@ impl Packet for Wire {
         self.segment
     }
 
-    fn make_room_for_overlay(&mut self) -> Result<(), OutOfBounds> {
-        self.bytes.splice(14..14, [0xee; 50]);
+    fn make_room_for_overlay(
+        &mut self,
+        len: usize,
+        underlay: Family,
+        inner_ethernet: bool,
+    ) -> Result<(), OutOfBounds> {
+        let ip = match underlay {
+            Family::V4 => 20,
+            Family::V6 => 40,
+        };
+        assert_eq!(len, ip + 8 + if inner_ethernet { 22 } else { 0 });
+        self.bytes.splice(14..14, vec![0xee; len]);
         Ok(())
     }
 
