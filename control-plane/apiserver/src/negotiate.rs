@@ -25,7 +25,8 @@ const BODIES: [&str; 3] = [
     "application/yaml",
     "application/vnd.kubernetes.protobuf",
 ];
-const PATCHES: [&str; 3] = [
+const PATCHES: [&str; 4] = [
+    "application/apply-patch+yaml",
     "application/json-patch+json",
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
@@ -110,19 +111,21 @@ pub fn format(headers: &HeaderMap) -> Result<Format> {
     match media_type(headers) {
         "" | "application/json" => Ok(Format::Json),
         "application/yaml" => Ok(Format::Yaml),
+        "application/vnd.kubernetes.protobuf" => Ok(Format::Protobuf),
         _ => Err(ApiError::unsupported_media_type(&BODIES)),
     }
 }
 
-/// The type of a patch.
+/// The type of a patch; `None` for server-side apply.
 ///
 /// # Errors
 /// 415 for anything else.
-pub fn patch_type(headers: &HeaderMap) -> Result<PatchType> {
+pub fn patch_type(headers: &HeaderMap) -> Result<Option<PatchType>> {
     match media_type(headers) {
-        "application/json-patch+json" => Ok(PatchType::Json),
-        "application/merge-patch+json" => Ok(PatchType::Merge),
-        "application/strategic-merge-patch+json" => Ok(PatchType::Strategic),
+        "application/apply-patch+yaml" => Ok(None),
+        "application/json-patch+json" => Ok(Some(PatchType::Json)),
+        "application/merge-patch+json" => Ok(Some(PatchType::Merge)),
+        "application/strategic-merge-patch+json" => Ok(Some(PatchType::Strategic)),
         _ => Err(ApiError::unsupported_media_type(&PATCHES)),
     }
 }

@@ -296,6 +296,7 @@ fn operation(kind: &Kind, action: &str, subresource: &str, body: Option<&str>) -
     if action == "patch" {
         let patch = json!({"schema": {"type": "object"}});
         out["requestBody"] = json!({"required": true, "content": {
+            "application/apply-patch+yaml": patch,
             "application/json-patch+json": {"schema": {"type": "array", "items": {"type": "object"}}},
             "application/merge-patch+json": patch,
             "application/strategic-merge-patch+json": patch,

@@ -62,11 +62,24 @@ impl Query {
         self.number("resourceVersion")
     }
 
-    pub fn write_options(&self) -> Result<WriteOptions> {
-        Ok(WriteOptions {
+    /// Options of a write by a client with this `User-Agent`; `applies` for server-side apply.
+    pub fn write_options(&self, user_agent: &str, applies: bool) -> Result<WriteOptions> {
+        let given = self.get("fieldManager");
+        let agent = user_agent.split('/').next().unwrap_or_default();
+        let manager = match (given, agent) {
+            ("", "") => "unknown",
+            ("", agent) => agent,
+            (given, _) => given,
+        };
+        let force = self.flag("force");
+        let options = WriteOptions {
             dry_run: options::dry_run(self.all("dryRun"))?,
             field_validation: FieldValidation::parse(self.get("fieldValidation"))?,
-        })
+            manager: manager.chars().take(128).collect(),
+            apply: applies.then_some(force),
+        };
+        options.validate(given, force)?;
+        Ok(options)
     }
 
     pub fn list_options(&self, kind: &Kind) -> Result<ListOptions> {

@@ -7,7 +7,7 @@ use axum::response::Response;
 use control_plane_registry::decode::{self, Body};
 use control_plane_registry::errors::Result;
 use control_plane_registry::{
-    ApiError, DeleteOptions, Deleted, Kind, List, Object, Subresource, Written, kinds,
+    ApiError, DeleteOptions, Deleted, Kind, List, Object, Subresource, WriteOptions, Written, kinds,
 };
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
@@ -60,8 +60,16 @@ async fn dispatch(api: Api, target: Target, request: Request) -> Result<Response
         (&Method::PATCH, None | Some(Subresource::Status | Subresource::Scale)) if !collection => {
             let patch_type = negotiate::patch_type(&call.headers)?;
             let bytes = body::read(body).await?;
-            let patch = decode::parse(&bytes, decode::Format::Json)?;
-            call.patch(&patch, patch_type).await
+            match patch_type {
+                Some(patch_type) => {
+                    let patch = decode::parse(&bytes, decode::Format::Json)?;
+                    call.patch(&patch, patch_type).await
+                }
+                None => {
+                    call.apply(decode::parse(&bytes, decode::Format::Yaml)?)
+                        .await
+                }
+            }
         }
         (&Method::DELETE, None) => {
             let options = call.delete_options(body).await?;
@@ -113,7 +121,7 @@ impl Call {
         let Target {
             namespace, name, ..
         } = &self.target;
-        let options = self.query.write_options()?;
+        let options = self.write_options(false)?;
         let registry = &self.api.registry;
         let written = registry.update_scale(self.kind, namespace, name, body, &options);
         self.written(StatusCode::OK, &written.await?)
@@ -124,7 +132,7 @@ impl Call {
             namespace, name, ..
         } = &self.target;
         let mut options = DeleteOptions::from_body(&body.value["deleteOptions"])?;
-        options.dry_run |= self.query.write_options()?.dry_run;
+        options.dry_run |= self.write_options(false)?.dry_run;
         let registry = &self.api.registry;
         registry
             .evict(self.kind, namespace, name, &body.value, &options)
@@ -170,7 +178,7 @@ impl Call {
         if self.kind.namespaced && self.target.namespace.is_empty() {
             return Err(ApiError::method_not_allowed());
         }
-        let options = self.query.write_options()?;
+        let options = self.write_options(false)?;
         let written = self
             .api
             .registry
@@ -186,7 +194,7 @@ impl Call {
             subresource,
             ..
         } = &self.target;
-        let options = self.query.write_options()?;
+        let options = self.write_options(false)?;
         let written = self
             .api
             .registry
@@ -206,7 +214,7 @@ impl Call {
             subresource,
             ..
         } = &self.target;
-        let options = self.query.write_options()?;
+        let options = self.write_options(false)?;
         let registry = &self.api.registry;
         if *subresource == Some(Subresource::Scale) {
             let written =
@@ -225,11 +233,41 @@ impl Call {
         self.written(StatusCode::OK, &written.await?)
     }
 
+    async fn apply(&self, config: Body) -> Result<Response> {
+        let Target {
+            namespace,
+            name,
+            subresource,
+            ..
+        } = &self.target;
+        if *subresource == Some(Subresource::Scale) {
+            return Err(ApiError::bad_request(
+                "a scale cannot be applied: patch it, or apply spec.replicas of the object",
+            ));
+        }
+        let options = self.write_options(true)?;
+        let registry = &self.api.registry;
+        let applied = registry.apply(self.kind, *subresource, namespace, name, config, &options);
+        let (written, created) = applied.await?;
+        let status = if created {
+            StatusCode::CREATED
+        } else {
+            StatusCode::OK
+        };
+        self.written(status, &written)
+    }
+
+    fn write_options(&self, applies: bool) -> Result<WriteOptions> {
+        let agent = self.headers.get(http::header::USER_AGENT);
+        let agent = agent.and_then(|value| value.to_str().ok());
+        self.query.write_options(agent.unwrap_or_default(), applies)
+    }
+
     async fn bind(&self, body: Body) -> Result<Response> {
         let Target {
             namespace, name, ..
         } = &self.target;
-        let dry_run = self.query.write_options()?.dry_run;
+        let dry_run = self.write_options(false)?.dry_run;
         // A Binding posted to its own collection names its pod.
         let (pods, name) = match name.as_str() {
             "" => (

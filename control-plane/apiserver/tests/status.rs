@@ -44,7 +44,7 @@ async fn what_is_not_there() {
         answer.json()["message"],
         "the server could not find the requested resource"
     );
-    let answer = server.get("/apis/apps/v1/deployments").await;
+    let answer = server.get("/apis/example.com/v1/things").await;
     assert_eq!(
         (answer.status, answer.text().trim()),
         (StatusCode::NOT_FOUND, "404 page not found")
@@ -124,8 +124,8 @@ async fn what_cannot_be_understood() {
         ]
     );
 
-    let protobuf = [("content-type", "application/vnd.kubernetes.protobuf")];
-    let answer = server.ask(Method::POST, uri, &protobuf, "k8s\0").await;
+    let cbor = [("content-type", "application/cbor")];
+    let answer = server.ask(Method::POST, uri, &cbor, "\u{a0}").await;
     let want = failure(
         415,
         "UnsupportedMediaType",

@@ -11,6 +11,7 @@ use serde_json::{Map, Number, Value};
 use crate::errors::{ApiError, Result};
 use crate::kinds::Kind;
 use crate::options::FieldValidation;
+use crate::protobuf;
 use crate::schema::{Field, Shape, Type, schema};
 
 /// How the bytes are written.
@@ -18,13 +19,15 @@ use crate::schema::{Field, Shape, Type, schema};
 pub enum Format {
     Json,
     Yaml,
+    /// With Kubernetes' envelope.
+    Protobuf,
 }
 
 /// A parsed body.
 #[derive(Clone, Debug)]
 pub struct Body {
     pub value: Value,
-    /// Which fields came twice (the last one counts), as `duplicate field "data.a"`.
+    /// Which fields came twice (the last one counts), as `duplicate field "data.a"`, or are unknown to protobuf.
     pub found: Vec<String>,
 }
 
@@ -40,8 +43,11 @@ pub struct Findings {
 /// Parses `bytes`.
 ///
 /// # Errors
-/// 400 when the bytes are not JSON or YAML.
+/// 400 when the bytes are not of their format.
 pub fn parse(bytes: &[u8], format: Format) -> Result<Body> {
+    if format == Format::Protobuf {
+        return protobuf::decode(bytes);
+    }
     if format == Format::Yaml {
         let value = serde_yaml_ng::from_slice(bytes)
             .map_err(|e| ApiError::bad_request(format!("error converting YAML to JSON: {e}")))?;
@@ -160,7 +166,7 @@ fn check_field(field: &Field, of: &Type, value: &mut Value, path: &str, found: &
             }
             "map[string]string"
         }
-        Shape::Any => return,
+        Shape::Any | Shape::SchemaOr(_) => return,
         Shape::Boolean if value.is_boolean() => return,
         Shape::Boolean => "bool",
         Shape::Integer("int32") if value.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => {
@@ -172,7 +178,7 @@ fn check_field(field: &Field, of: &Type, value: &mut Value, path: &str, found: &
         Shape::Number => "float64",
         Shape::String | Shape::Bytes if value.is_string() => return,
         Shape::String | Shape::Bytes => "string",
-        Shape::Time => match value.as_str() {
+        Shape::Time | Shape::MicroTime => match value.as_str() {
             Some(text) if text.parse::<jiff::Timestamp>().is_ok() => return,
             Some(text) => {
                 found.mismatch.get_or_insert(format!(

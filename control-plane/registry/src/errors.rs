@@ -217,6 +217,50 @@ impl ApiError {
         error
     }
 
+    /// Others own fields that an apply would change: who, and the path.
+    #[must_use]
+    pub fn apply_conflict(fields: &[(String, String)]) -> Self {
+        let mut by_owner: Vec<(&str, Vec<&str>)> = Vec::new();
+        for (owner, path) in fields {
+            match by_owner.iter_mut().find(|(o, _)| o == owner) {
+                Some((_, paths)) => paths.push(path),
+                None => by_owner.push((owner, vec![path])),
+            }
+        }
+        by_owner.sort();
+        let message = match fields {
+            [(owner, path)] => {
+                format!("Apply failed with 1 conflict: conflict with {owner}: {path}")
+            }
+            many => {
+                let lines: Vec<String> = by_owner
+                    .iter()
+                    .map(|(owner, paths)| {
+                        format!("conflicts with {owner}:\n- {}", paths.join("\n- "))
+                    })
+                    .collect();
+                format!(
+                    "Apply failed with {} conflicts: {}",
+                    many.len(),
+                    lines.join("\n")
+                )
+            }
+        };
+        let mut error = Self::new(409, Reason::Conflict, message);
+        let causes: Vec<Value> = fields
+            .iter()
+            .map(|(owner, path)| {
+                json!({
+                    "reason": "FieldManagerConflict",
+                    "message": format!("conflict with {owner}"),
+                    "field": path,
+                })
+            })
+            .collect();
+        error.details = json!({"causes": causes});
+        error
+    }
+
     /// A budget forbids an eviction; `why` says which.
     #[must_use]
     pub fn too_many_disruptions(why: &str) -> Self {

@@ -9,7 +9,7 @@ use crate::json::Json;
 use crate::kinds::{self, Kind, Subresource};
 use crate::meta;
 use crate::object::Object;
-use crate::options::DeleteOptions;
+use crate::options::{DeleteOptions, WriteOptions};
 use crate::registry::Registry;
 use crate::strategies;
 
@@ -45,15 +45,12 @@ impl Registry {
             };
             let status = Some(Subresource::Status);
             let budgets = budget.kind;
-            self.modify(
-                budgets,
-                status,
-                namespace,
-                &budget.name,
-                options.dry_run,
-                change,
-            )
-            .await?;
+            let write = WriteOptions {
+                dry_run: options.dry_run,
+                ..WriteOptions::default()
+            };
+            self.modify(budgets, status, namespace, &budget.name, &write, change)
+                .await?;
         }
         self.delete(kind, namespace, name, options)
             .await

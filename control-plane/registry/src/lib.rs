@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod allocate;
+mod apply;
 mod bootstrap;
 mod cache;
 mod commit;
@@ -19,11 +20,13 @@ pub mod json;
 pub mod kinds;
 pub mod labels;
 mod list;
+mod managed;
 mod merge;
 mod meta;
 mod object;
 pub mod options;
 mod parts;
+mod protobuf;
 mod registry;
 mod scale;
 pub mod schema;

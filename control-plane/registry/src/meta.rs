@@ -36,7 +36,6 @@ pub fn create(kind: &Kind, object: &mut Value) {
         "deletionTimestamp",
         "deletionGracePeriodSeconds",
         "selfLink",
-        "managedFields",
         "generation",
     ] {
         object.take_at(&format!("/metadata/{field}"));
@@ -69,9 +68,7 @@ pub fn carry(new: &mut Value, old: &Value) {
             }
         }
     }
-    for field in ["selfLink", "managedFields"] {
-        new.take_at(&format!("/metadata/{field}"));
-    }
+    new.take_at("/metadata/selfLink");
 }
 
 /// Whether the deletion of the object began and nothing holds it any longer.

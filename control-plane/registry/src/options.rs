@@ -16,11 +16,15 @@ pub enum FieldValidation {
 }
 
 /// Options of create, update and patch.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct WriteOptions {
     /// Do everything but store.
     pub dry_run: bool,
     pub field_validation: FieldValidation,
+    /// Who writes, for `metadata.managedFields`; empty: nobody is remembered.
+    pub manager: String,
+    /// For server-side apply: whether fields are taken from other managers.
+    pub apply: Option<bool>,
 }
 
 /// The format of a patch.
@@ -89,6 +93,32 @@ impl FieldValidation {
                 FieldError::not_supported("fieldValidation", other, &["Ignore", "Warn", "Strict"]),
             )),
         }
+    }
+}
+
+impl WriteOptions {
+    /// The rules of `fieldManager` and `force`; `given` is what the client itself said.
+    ///
+    /// # Errors
+    /// 422, as `ValidatePatchOptions` of Kubernetes.
+    pub fn validate(&self, given: &str, force: bool) -> Result<()> {
+        const MANAGER_MAX: usize = 128;
+        let error = if given.len() > MANAGER_MAX {
+            FieldError::too_long("fieldManager", MANAGER_MAX)
+        } else if given.chars().any(|c| c.is_control()) {
+            FieldError::invalid(
+                "fieldManager",
+                given,
+                "should only contain printable characters",
+            )
+        } else if self.apply.is_some() && given.is_empty() {
+            FieldError::required("fieldManager", "is required for apply patch")
+        } else if self.apply.is_none() && force {
+            FieldError::forbidden("force", "may not be specified for non-apply patch")
+        } else {
+            return Ok(());
+        };
+        Err(option_error("PatchOptions", error))
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::decode::{self, Body};
 use crate::errors::{ApiError, FieldError, Result};
 use crate::json::Json;
-use crate::kinds::{Kind, SCALE, ScalePaths};
+use crate::kinds::{Kind, SCALE, ScalePaths, Subresource};
 use crate::labels;
 use crate::merge;
 use crate::object::Object;
@@ -107,7 +107,14 @@ impl Registry {
             Ok((new, Vec::new()))
         };
         let written = self
-            .modify(kind, None, namespace, name, options.dry_run, whole)
+            .modify(
+                kind,
+                Some(Subresource::Scale),
+                namespace,
+                name,
+                options,
+                whole,
+            )
             .await?;
         Ok(Written {
             object: shown(kind, &written.object),

@@ -12,6 +12,8 @@ pub struct Schema {
     /// The OpenAPI v3 `components.schemas` entries, as a client downloads them.
     pub definitions: Map<String, Value>,
     types: HashMap<String, Type>,
+    /// The OpenAPI names by apiVersion and kind.
+    kinds: HashMap<(String, String), String>,
 }
 
 /// The fields of one object type.
@@ -70,14 +72,18 @@ pub enum Shape {
     Integer(&'static str),
     Number,
     String,
-    /// RFC 3339, `meta/v1` `Time` or `MicroTime`.
+    /// RFC 3339 in whole seconds.
     Time,
+    /// RFC 3339 with microseconds.
+    MicroTime,
     /// base64.
     Bytes,
     IntOrString,
     Quantity,
     /// Anything: `RawExtension`, `FieldsV1`.
     Any,
+    /// `JSONSchemaPropsOr` with the rest of its name: a schema, or an `Array` of them, a `Bool`, a `StringArray`.
+    SchemaOr(&'static str),
     /// An object type, by its OpenAPI name.
     Object(String),
     Array(Box<Field>),
@@ -110,7 +116,22 @@ impl Schema {
                 Some((name.clone(), of))
             })
             .collect();
-        Ok(Self { definitions, types })
+        let kinds = definitions
+            .iter()
+            .flat_map(|(name, definition)| kinds_of(definition).map(|kind| (kind, name.clone())))
+            .collect();
+        Ok(Self {
+            definitions,
+            types,
+            kinds,
+        })
+    }
+
+    /// The type of objects that call themselves so.
+    #[must_use]
+    pub fn of_kind(&self, api_version: &str, kind: &str) -> Option<&Type> {
+        let named = (api_version.to_owned(), kind.to_owned());
+        self.types.get(self.kinds.get(&named)?)
     }
 
     /// The object type with this OpenAPI name.
@@ -133,6 +154,21 @@ impl Schema {
         seen.sort();
         seen
     }
+}
+
+/// `x-kubernetes-group-version-kind`, as apiVersion and kind.
+fn kinds_of(definition: &Value) -> impl Iterator<Item = (String, String)> {
+    let list = definition
+        .get("x-kubernetes-group-version-kind")
+        .and_then(Value::as_array);
+    list.into_iter().flatten().map(|gvk| {
+        let text = |key: &str| gvk[key].as_str().unwrap_or_default();
+        let api_version = match text("group") {
+            "" => text("version").to_owned(),
+            group => format!("{group}/{}", text("version")),
+        };
+        (api_version, text("kind").to_owned())
+    })
 }
 
 fn parse_numbers(table: &Value) -> Numbers {
@@ -235,7 +271,11 @@ impl Shape {
         match name.rsplit('.').next().unwrap_or(name) {
             "Quantity" => Self::Quantity,
             "IntOrString" => Self::IntOrString,
+            "MicroTime" => Self::MicroTime,
             "RawExtension" | "FieldsV1" | "JSON" => Self::Any,
+            "JSONSchemaPropsOrArray" => Self::SchemaOr("Array"),
+            "JSONSchemaPropsOrBool" => Self::SchemaOr("Bool"),
+            "JSONSchemaPropsOrStringArray" => Self::SchemaOr("StringArray"),
             _ => match all.get(name) {
                 Some(d) if d.get("properties").is_some() => Self::Object(name.to_owned()),
                 Some(d) => Self::parse(d, all),

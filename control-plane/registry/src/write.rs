@@ -10,6 +10,7 @@ use crate::decode::{self, Body};
 use crate::errors::{ApiError, FieldError, Result};
 use crate::json::Json;
 use crate::kinds::{self, Kind, Subresource};
+use crate::managed::{self, Writer};
 use crate::merge;
 use crate::meta;
 use crate::object::Object;
@@ -62,7 +63,7 @@ impl Registry {
         let named = !object.text("/metadata/name").is_empty();
         for _ in 0..TRIES {
             let mut new = object.clone();
-            let plan = self.prepare_new(kind, &mut new)?;
+            let plan = self.prepare_new(kind, &mut new, options)?;
             let name = new.text("/metadata/name").to_owned();
             let guards = self.check_namespace(kind, namespace, &name).await?;
             if options.dry_run {
@@ -105,7 +106,12 @@ impl Registry {
         ))
     }
 
-    fn prepare_new(&self, kind: &'static Kind, new: &mut Value) -> Result<Plan> {
+    fn prepare_new(
+        &self,
+        kind: &'static Kind,
+        new: &mut Value,
+        options: &WriteOptions,
+    ) -> Result<Plan> {
         let strategy = &kind.strategy;
         if new.text("/metadata/name").is_empty()
             && let prefix = new.text("/metadata/generateName")
@@ -119,6 +125,10 @@ impl Registry {
             new.take_at("/status");
         }
         (strategy.default)(new);
+        if options.apply.is_none() {
+            new.take_at("/metadata/managedFields");
+            note_owner(kind, None, new, options, None);
+        }
         (strategy.prepare_create)(new);
         check(kind, new)?;
         let name = new.text("/metadata/name").to_owned();
@@ -189,7 +199,7 @@ impl Registry {
             )));
         }
         let change = |_: &Value| Ok((object.clone(), warnings.clone()));
-        self.modify(kind, subresource, namespace, name, options.dry_run, change)
+        self.modify(kind, subresource, namespace, name, options, change)
             .await
     }
 
@@ -243,7 +253,7 @@ impl Registry {
             found.extend(caveat(kind));
             Ok((new, found))
         };
-        self.modify(kind, subresource, namespace, name, options.dry_run, change)
+        self.modify(kind, subresource, namespace, name, options, change)
             .await
     }
 
@@ -291,7 +301,7 @@ impl Registry {
         subresource: Option<Subresource>,
         namespace: &str,
         name: &str,
-        dry_run: bool,
+        options: &WriteOptions,
         change: impl Fn(&Value) -> Result<(Value, Vec<String>)>,
     ) -> Result<Written> {
         for _ in 0..TRIES {
@@ -299,14 +309,14 @@ impl Registry {
             let old = current.value();
             let (mut new, warnings) = change(&old)?;
             check_version(kind, &new, &old)?;
-            let plan = self.prepare_changed(kind, subresource, &mut new, &old)?;
+            let plan = self.prepare_changed(kind, subresource, &mut new, &old, options)?;
             if new == old {
                 return Ok(Written {
                     object: current,
                     warnings,
                 });
             }
-            if dry_run {
+            if options.dry_run {
                 return Ok(Written::new(kind, new, current.revision, warnings));
             }
             // The last finalizer that goes takes the object with it.
@@ -347,8 +357,12 @@ impl Registry {
         subresource: Option<Subresource>,
         new: &mut Value,
         old: &Value,
+        options: &WriteOptions,
     ) -> Result<Plan> {
         let strategy = &kind.strategy;
+        // A scale is one field of the specification.
+        let writer = subresource;
+        let subresource = subresource.filter(|s| *s != Subresource::Scale);
         meta::carry(new, old);
         let finalizers = new.pointer("/spec/finalizers").cloned();
         keep_other_parts(kind, subresource, new, old);
@@ -363,6 +377,9 @@ impl Registry {
             let generation = old.integer("/metadata/generation").unwrap_or(0);
             new.put("/metadata/generation", generation + 1);
         }
+        if options.apply.is_none() {
+            note_owner(kind, Some(old), new, options, writer);
+        }
         let mut errors = faults(kind, new);
         if subresource.is_none() {
             (strategy.validate_update)(new, old, &mut errors);
@@ -376,6 +393,24 @@ impl Registry {
                 .map_err(|errors| ApiError::invalid(kind, name, &errors)),
             None => Ok(Plan::default()),
         }
+    }
+}
+
+/// Remembers who wrote what.
+fn note_owner(
+    kind: &'static Kind,
+    old: Option<&Value>,
+    new: &mut Value,
+    options: &WriteOptions,
+    subresource: Option<Subresource>,
+) {
+    let manager = options.manager.as_str();
+    if !manager.is_empty() {
+        let writer = Writer {
+            manager,
+            subresource,
+        };
+        managed::update(kind, old, new, writer);
     }
 }
 

@@ -32,7 +32,7 @@ impl Server {
     /// # Errors
     /// When there is no kubectl, or the server cannot start.
     pub async fn start() -> Result<Self> {
-        let kubectl = find_kubectl()?;
+        let kubectl = find("kubectl", "FAIRLEAD_KUBECTL")?;
         let dir = tempfile::tempdir().context("cannot make a temporary folder")?;
         let path = dir.path().join("store.redb");
         let store = EmbeddedStore::open(path, embedded::Options::default())?;
@@ -61,9 +61,14 @@ impl Server {
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.kubectl);
+        command.args(["--server", &self.url()]).args(args);
+        self.confine(&mut command);
         command
-            .args(["--server", &self.url()])
-            .args(args)
+    }
+
+    /// Nothing of the caller's settings, and no terminal.
+    fn confine(&self, command: &mut Command) {
+        command
             .env_clear()
             .env("HOME", self.dir.path())
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -72,7 +77,17 @@ impl Server {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        command
+    }
+
+    /// `helm ARGS`, to be started by the caller.
+    ///
+    /// # Errors
+    /// When there is no helm.
+    pub fn helm_command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = Command::new(find("helm", "FAIRLEAD_HELM")?);
+        command.args(["--kube-apiserver", &self.url()]).args(args);
+        self.confine(&mut command);
+        Ok(command)
     }
 
     /// What `kubectl ARGS` prints.
@@ -167,20 +182,22 @@ fn answer(args: &[&str], output: Output) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// `FAIRLEAD_KUBECTL`, else what `cargo xtask setup` fetched, else the one in `PATH`.
-fn find_kubectl() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("FAIRLEAD_KUBECTL") {
+/// What the environment variable names, else what `cargo xtask setup` fetched, else the one in `PATH`.
+fn find(tool: &str, variable: &str) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
         return Ok(path.into());
     }
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/kubectl");
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../target/tools")
+        .join(tool);
     if own.exists() {
         return Ok(own.canonicalize()?);
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .map(|folder| folder.join("kubectl"))
+        .map(|folder| folder.join(tool))
         .find(|file| file.exists())
-        .context("no kubectl: run `cargo xtask setup`, or set FAIRLEAD_KUBECTL to one")
+        .with_context(|| format!("no {tool}: run `cargo xtask setup`, or set {variable} to one"))
 }
 
 /// The cells of a table that kubectl printed, by the places of its headings. A blank cell is a dot, and blanks in

@@ -120,7 +120,7 @@ fn validate_job(object: &Value, spec: &str, errors: &mut Vec<FieldError>) {
         "backoffLimit",
         "ttlSecondsAfterFinished",
     ];
-    let pointers = counts.map(|field| at(field));
+    let pointers = counts.map(at);
     not_negative(object, &pointers.each_ref().map(String::as_str), errors);
     let modes = ["Indexed", "NonIndexed"];
     one_of(

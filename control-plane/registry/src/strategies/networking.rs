@@ -93,8 +93,8 @@ fn validate_ingress(ingress: &Value, errors: &mut Vec<FieldError>) {
                 errors,
             );
             let way = entry.text("/path");
-            let specific = entry.text("/pathType") == "ImplementationSpecific";
-            if !way.starts_with('/') && !(specific && way.is_empty()) {
+            let any = entry.text("/pathType") == "ImplementationSpecific" && way.is_empty();
+            if !any && !way.starts_with('/') {
                 errors.push(FieldError::invalid(
                     format!("{path}.path"),
                     way,
