@@ -12,6 +12,7 @@ mod endpointslice;
 mod fault;
 mod garbage;
 mod informer;
+mod job;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -81,6 +83,7 @@ pub(crate) struct Informers {
     endpoints: Informer<Endpoints>,
     deployments: Informer<Deployment>,
     replica_sets: Informer<ReplicaSet>,
+    jobs: Informer<Job>,
 }
 
 impl Default for Options {
@@ -147,6 +150,7 @@ pub async fn run(client: Client, options: Options) -> Result<(), Error> {
         endpoints: Informer::new(),
         deployments: Informer::new(),
         replica_sets: Informer::new(),
+        jobs: Informer::new(),
     });
     let mut tasks = JoinSet::new();
     macro_rules! controllers {
@@ -164,7 +168,8 @@ pub async fn run(client: Client, options: Options) -> Result<(), Error> {
         namespace,
         garbage,
         deployment,
-        replicaset
+        replicaset,
+        job
     );
     spawn_informers(&mut tasks, &client, &informers);
     match tasks.join_next().await {
@@ -189,7 +194,8 @@ fn spawn_informers(tasks: &mut JoinSet<()>, client: &Client, informers: &Arc<Inf
         slices,
         endpoints,
         deployments,
-        replica_sets
+        replica_sets,
+        jobs
     );
 }
 

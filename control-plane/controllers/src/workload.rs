@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{Selector, SelectorExt};
@@ -19,6 +20,8 @@ use crate::fault::gone;
 const FIRST_BATCH: usize = 1;
 /// The most pods that are made or deleted for one look at a workload.
 pub(crate) const BURST: usize = 500;
+/// Letters and digits that make no words and that look like no other (`rand.SafeEncodeString` of Kubernetes).
+const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 /// The controller among an object's owners.
@@ -137,6 +140,39 @@ pub(crate) fn pod_from(template: &PodTemplateSpec, owner: &OwnerReference) -> Po
         spec: template.spec.clone(),
         status: None,
     }
+}
+
+/// By what the pods of one template are told from those of another: FNV-1a over its JSON, in letters.
+pub(crate) fn template_hash(template: &PodTemplateSpec, collisions: i32) -> String {
+    let json = serde_json::to_vec(template).unwrap_or_default();
+    let collisions = if collisions > 0 {
+        collisions.to_le_bytes().to_vec()
+    } else {
+        Vec::new()
+    };
+    let mut hash: u32 = 0x811c_9dc5;
+    for byte in json.iter().chain(&collisions) {
+        hash = (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+    }
+    let digits = hash.to_string().into_bytes().into_iter();
+    digits
+        .map(|digit| char::from(ALPHABET[usize::from(digit) % ALPHABET.len()]))
+        .collect()
+}
+
+/// A number, or a share of `whole` in percent; `default` if nothing is said.
+pub(crate) fn share(value: Option<&IntOrString>, default: &str, whole: i32, up: bool) -> i32 {
+    let text = match value {
+        Some(IntOrString::Int(number)) => return (*number).max(0),
+        Some(IntOrString::String(text)) => text.as_str(),
+        None => default,
+    };
+    let Some(percent) = text.strip_suffix('%') else {
+        return text.parse().unwrap_or(0).max(0);
+    };
+    let share = percent.parse::<i64>().unwrap_or(0) * i64::from(whole);
+    let share = if up { (share + 99) / 100 } else { share / 100 };
+    i32::try_from(share.max(0)).unwrap_or(i32::MAX)
 }
 
 /// Makes these pods, few at first: what refuses one would refuse them all.

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 
-use crate::workload::owner_reference;
+use crate::workload::{owner_reference, template_hash};
 
 pub(super) const REVISION: &str = "deployment.kubernetes.io/revision";
 const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
@@ -16,8 +16,6 @@ const MAX: &str = "deployment.kubernetes.io/max-replicas";
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// The label by which the pods of one template are told from those of another.
 const HASH: &str = "pod-template-hash";
-/// Letters and digits that make no words and that look like no other (`rand.SafeEncodeString` of Kubernetes).
-const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 
 /// The ReplicaSet of the Deployment's present template; the oldest, should there be several.
 pub(super) fn newest<'a>(
@@ -50,7 +48,7 @@ fn same_template(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
 /// apart by `collisions`.
 pub(super) fn new_set(deployment: &Deployment, sets: &[ReplicaSet], collisions: i32) -> ReplicaSet {
     let spec = deployment.spec.clone();
-    let hash = hash(&spec.template, collisions);
+    let hash = template_hash(&spec.template, collisions);
     let labelled = |labels: Option<BTreeMap<String, String>>| {
         let mut labels = labels.unwrap_or_default();
         labels.insert(HASH.to_owned(), hash.clone());
@@ -81,24 +79,6 @@ pub(super) fn new_set(deployment: &Deployment, sets: &[ReplicaSet], collisions: 
     let annotations = annotations(deployment, &set, sets);
     set.metadata.annotations = Some(annotations);
     set
-}
-
-/// FNV-1a over the template's JSON, in letters.
-fn hash(template: &PodTemplateSpec, collisions: i32) -> String {
-    let json = serde_json::to_vec(template).unwrap_or_default();
-    let collisions = if collisions > 0 {
-        collisions.to_le_bytes().to_vec()
-    } else {
-        Vec::new()
-    };
-    let mut hash: u32 = 0x811c_9dc5;
-    for byte in json.iter().chain(&collisions) {
-        hash = (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-    }
-    let digits = hash.to_string().into_bytes().into_iter();
-    digits
-        .map(|digit| char::from(ALPHABET[usize::from(digit) % ALPHABET.len()]))
-        .collect()
 }
 
 pub(super) fn revision(meta: &ObjectMeta) -> i64 {

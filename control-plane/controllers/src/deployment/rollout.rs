@@ -4,10 +4,10 @@
 //! `maxUnavailable` fewer that are available (<https://kubernetes.io/docs/concepts/workloads/controllers/deployment/>).
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 
 use super::history::DESIRED;
+use crate::workload::share;
 
 /// What a Deployment allows while it changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +48,8 @@ impl Limits {
             };
         }
         let rolling = strategy.rolling_update.unwrap_or_default();
-        let max_surge = resolve(rolling.max_surge.as_ref(), replicas, true);
-        let mut max_unavailable = resolve(rolling.max_unavailable.as_ref(), replicas, false);
+        let max_surge = share(rolling.max_surge.as_ref(), "25%", replicas, true);
+        let mut max_unavailable = share(rolling.max_unavailable.as_ref(), "25%", replicas, false);
         if max_surge == 0 && max_unavailable == 0 {
             // By percentages of few pods both may come to nothing; then a rollout could not move.
             max_unavailable = 1;
@@ -75,20 +75,6 @@ impl Set {
                 .unwrap_or(0),
             created: set.creation_timestamp().map(|time| time.0.to_string()),
         }
-    }
-}
-
-/// A number, or a share of `whole` in percent; 25% if nothing is said.
-fn resolve(value: Option<&IntOrString>, whole: i32, up: bool) -> i32 {
-    match value {
-        Some(IntOrString::Int(number)) => (*number).max(0),
-        Some(IntOrString::String(text)) => {
-            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            let share = percent * i64::from(whole);
-            let share = if up { (share + 99) / 100 } else { share / 100 };
-            i32::try_from(share.max(0)).unwrap_or(i32::MAX)
-        }
-        None => resolve(Some(&IntOrString::String("25%".to_owned())), whole, up),
     }
 }
 
