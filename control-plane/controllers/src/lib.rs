@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod cidr;
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod endpointslice;
@@ -24,7 +25,7 @@ mod workload;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service};
@@ -83,6 +84,8 @@ pub(crate) struct Informers {
     endpoints: Informer<Endpoints>,
     deployments: Informer<Deployment>,
     replica_sets: Informer<ReplicaSet>,
+    daemon_sets: Informer<DaemonSet>,
+    revisions: Informer<ControllerRevision>,
     jobs: Informer<Job>,
 }
 
@@ -150,6 +153,8 @@ pub async fn run(client: Client, options: Options) -> Result<(), Error> {
         endpoints: Informer::new(),
         deployments: Informer::new(),
         replica_sets: Informer::new(),
+        daemon_sets: Informer::new(),
+        revisions: Informer::new(),
         jobs: Informer::new(),
     });
     let mut tasks = JoinSet::new();
@@ -169,6 +174,7 @@ pub async fn run(client: Client, options: Options) -> Result<(), Error> {
         garbage,
         deployment,
         replicaset,
+        daemonset,
         job
     );
     spawn_informers(&mut tasks, &client, &informers);
@@ -195,6 +201,8 @@ fn spawn_informers(tasks: &mut JoinSet<()>, client: &Client, informers: &Arc<Inf
         endpoints,
         deployments,
         replica_sets,
+        daemon_sets,
+        revisions,
         jobs
     );
 }

@@ -168,3 +168,137 @@ fn a_broken_version_leaves_the_old_one_serving_and_a_paused_one_waits() {
         assert_eq!(images(node).await, ["busybox:3", "busybox:3"]);
     });
 }
+
+#[test]
+fn a_job_runs_to_its_end_and_one_that_cannot_says_so() {
+    on_a_node(async |node| {
+        start(node).await;
+        let create = [
+            "create",
+            "job",
+            "once",
+            "--image=busybox:1",
+            "--",
+            "echo",
+            "done",
+        ];
+        node.kubectl_ok(&create).await;
+        node.kubectl_ok(&[
+            "wait",
+            "--for=condition=complete",
+            "job/once",
+            "--timeout=80s",
+        ])
+        .await;
+        assert_eq!(node.kubectl_ok(&["logs", "job/once"]).await, "done\n");
+        let script = "echo $JOB_COMPLETION_INDEX; [ $JOB_COMPLETION_INDEX != 1 ] || sleep 1";
+        let mut pod = template(script);
+        pod["spec"]["restartPolicy"] = json!("Never");
+        let spec = json!({"completions": 3, "parallelism": 2, "completionMode": "Indexed", "template": pod});
+        apply(node, &json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "many"}, "spec": spec})).await;
+        node.kubectl_ok(&[
+            "wait",
+            "--for=condition=complete",
+            "job/many",
+            "--timeout=80s",
+        ])
+        .await;
+        let said = node.kubectl_ok(&["logs", "-l", "job-name=many"]).await;
+        let mut said: Vec<&str> = said.lines().collect();
+        said.sort_unstable();
+        assert_eq!(said, ["0", "1", "2"]);
+        let indexes = [
+            "get",
+            "job",
+            "many",
+            "-o",
+            "jsonpath={.status.completedIndexes}",
+        ];
+        assert_eq!(node.kubectl_ok(&indexes).await, "0-2");
+        let mut pod = template("exit 1");
+        pod["spec"]["restartPolicy"] = json!("Never");
+        let spec = json!({"backoffLimit": 0, "template": pod});
+        apply(node, &json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "broken"}, "spec": spec})).await;
+        node.kubectl_ok(&[
+            "wait",
+            "--for=condition=failed",
+            "job/broken",
+            "--timeout=80s",
+        ])
+        .await;
+        let reason = [
+            "get",
+            "job",
+            "broken",
+            "-o",
+            "jsonpath={.status.conditions[-1].reason}",
+        ];
+        assert_eq!(node.kubectl_ok(&reason).await, "BackoffLimitExceeded");
+        node.kubectl_ok(&["delete", "jobs", "--all"]).await;
+        node.wait_until("the jobs' pods are gone", LIMIT, async |node| {
+            node.kubectl_ok(&["get", "pods", "-o", "name"])
+                .await
+                .is_empty()
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_daemon_set_has_its_pod_on_the_node_and_follows_its_template() {
+    on_a_node(async |node| {
+        start(node).await;
+        let spec = json!({"selector": {"matchLabels": {"app": "web"}}, "template": template(WAIT)});
+        apply(node, &json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "web"}, "spec": spec})).await;
+        let rolled_out = ["rollout", "status", "daemonset/web", "--timeout=80s"];
+        node.kubectl_ok(&rolled_out).await;
+        assert_eq!(images(node).await, ["busybox:1"]);
+        node.kubectl_ok(&["set", "image", "daemonset/web", "c=busybox:2"])
+            .await;
+        node.kubectl_ok(&rolled_out).await;
+        assert_eq!(images(node).await, ["busybox:2"]);
+        node.kubectl_ok(&["rollout", "undo", "daemonset/web"]).await;
+        node.kubectl_ok(&rolled_out).await;
+        assert_eq!(images(node).await, ["busybox:1"]);
+        let revisions = node
+            .kubectl_ok(&["get", "controllerrevisions", "-o", "name"])
+            .await;
+        assert_eq!(
+            revisions.lines().count(),
+            2,
+            "an undo uses the old revision again: {revisions}"
+        );
+        // A cordoned node keeps its daemons; a label that the set asks for and the node has not sends them away.
+        node.kubectl_ok(&["cordon", node::NODE]).await;
+        let pods = node.kubectl_ok(&["get", "pods", "-o", "name"]).await;
+        node.kubectl_ok(&["delete", pods.trim()]).await;
+        node.wait_until(
+            "the daemon is back on a cordoned node",
+            LIMIT,
+            async |node| {
+                let found = node.kubectl_ok(&["get", "pods", "-o", "name"]).await;
+                found != pods && found.lines().count() == 1
+            },
+        )
+        .await;
+        let elsewhere = r#"{"spec":{"template":{"spec":{"nodeSelector":{"disk":"fast"}}}}}"#;
+        node.kubectl_ok(&["patch", "daemonset", "web", "-p", elsewhere])
+            .await;
+        node.wait_until("the daemon leaves", LIMIT, async |node| {
+            node.kubectl_ok(&["get", "pods", "-o", "name"])
+                .await
+                .is_empty()
+        })
+        .await;
+        node.kubectl_ok(&["label", "node", node::NODE, "disk=fast"])
+            .await;
+        node.kubectl_ok(&rolled_out).await;
+        node.kubectl_ok(&["delete", "daemonset", "web"]).await;
+        node.wait_until("pods and revisions are gone", LIMIT, async |node| {
+            node.kubectl_ok(&["get", "pods,controllerrevisions", "-o", "name"])
+                .await
+                .is_empty()
+        })
+        .await;
+    });
+}
