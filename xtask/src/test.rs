@@ -76,10 +76,11 @@ impl Suite {
                 "--workspace",
                 "--exclude=ebpf-programs",
                 "--exclude=tests-netns",
+                "--exclude=tests-agent",
                 "--exclude=tests-kubectl",
                 "--exclude=tests-e2e",
             ]),
-            Suite::Netns => cargo_test(&["--package=tests-netns"]),
+            Suite::Netns => cargo_test(&["--package=tests-netns", "--package=tests-agent"]),
             Suite::Kubectl => cargo_test(&["--package=tests-kubectl"]),
             Suite::E2e => cargo_test(&["--package=tests-e2e"]),
         }

@@ -5,28 +5,32 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, anyhow, bail};
-use node_agent_host::{Ipam, Network, Uplink, bpffs_mounted, cgroup2_root, mount_bpffs};
-use node_agent_kubelet::PodWiring;
+use node_agent_host::{Ipam, Network, PodWiring, Uplink, bpffs_mounted, cgroup2_root, mount_bpffs};
 use node_agent_maps::{Attached, Dataplane, Options as DataplaneOptions, Program};
 use node_agent_model::ChangeId;
-use node_agent_overlay::{Mode, Overlay, OverlayOptions, VtepMac};
+use node_agent_overlay::{Attributes, Backend, Mode, Overlay, OverlayOptions, OwnLease, VtepMac};
 use node_agent_reconcile::{Handle, Metrics, Options, Reconciler};
 use node_agent_reflect::SOURCES;
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::info;
 
 use crate::collect::CollectMetrics;
+use crate::events::{self, Recorder};
 use crate::flags::Flags;
 use crate::host::{Host, Prefixes};
-use crate::own_node::{Assigned, OwnNode};
-use crate::pods::Pods;
+use crate::keeper::{Keeper, KeeperMetrics};
+use crate::peers::{self, Following};
+use crate::pods::{self, Pods};
 use crate::readiness::Readiness;
+use crate::registry::Source;
 use crate::streams::Streams;
-use crate::{client, collect, events, host, http, kubelet, pods, scrape};
+use crate::{client, cni, collect, host, http, kubelet, own_node, scrape};
 
 /// The source of what the agent finds on its own machine.
 const HOST_SOURCE: &str = "this host";
@@ -36,15 +40,18 @@ const BPFFS: &str = "/sys/fs/bpf";
 ///
 /// # Errors
 ///
-/// When the node cannot carry the dataplane, or a part ended.
+/// When the node cannot carry the dataplane, or a part ended; [`crate::peers::BeginAnew`] if it must start again.
 pub async fn run(flags: Flags) -> anyhow::Result<()> {
     let readiness = Arc::new(Readiness::default());
     readiness.stage("loading the programs");
     let dataplane = Arc::new(open_dataplane(flags.pin_dir.clone()).await?);
     let mut registry = Registry::default();
     let ours = registry.sub_registry_with_prefix("fairlead");
-    let reconcile_metrics = Metrics::register(ours);
-    let collect_metrics = CollectMetrics::register(ours);
+    let metrics = Counted {
+        reconcile: Metrics::register(ours),
+        collect: CollectMetrics::register(ours),
+        keeper: KeeperMetrics::register(ours),
+    };
     registry.register_collector(Box::new(scrape::Dataplane(dataplane.maps().clone())));
     let kubelet_metrics = Arc::new(OnceLock::new());
     registry.register_collector(Box::new(scrape::Pods(kubelet_metrics.clone())));
@@ -65,75 +72,155 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
         // The cell is empty until here.
         let _ = kubelet_metrics.set(kubelet.metrics());
     }
-    let own_node = OwnNode::new(client.clone(), &flags.node_name);
-    let assigned = own_node.wait_for_pod_cidrs(&readiness).await?;
-    let overlay = overlay(&flags, &uplink, &assigned)?;
+    let source = Source::open(&flags, &client, &uplink, &readiness).await?;
+    let waiting = |reason| readiness.stage(reason);
+    let earlier = source.registry.earlier(&waiting).await?;
+    let overlay = overlay(&flags, &uplink, &earlier, source.backend(&flags))?;
+    let own = source
+        .registry
+        .acquire(&overlay.attributes(), &waiting)
+        .await?;
+    source.write_subnet_env(&flags.subnet_env, &own, overlay.mtu())?;
 
     readiness.stage("wiring the host");
-    let host = host::wire(&network, uplink, &assigned.pod_cidrs, overlay.mtu()).await?;
+    let host = host::wire(&network, uplink, &own.subnets, overlay.mtu()).await?;
     let ipam = Arc::new(Ipam::open(
         &flags.state_dir.join("leases"),
         host.pod_cidrs.clone(),
     )?);
-    let handle = start_reconciler(&flags, &dataplane, reconcile_metrics, &mut tasks)?;
+    let handle = start_reconciler(&flags, &dataplane, metrics.reconcile, &mut tasks)?;
     readiness.watch(handle.clone());
     tell_host(&handle, &host, &overlay, &network, &ipam).await?;
 
     readiness.stage("listing Services, EndpointSlices and Nodes");
-    let prefixes = Prefixes::new();
-    let streams = Streams {
-        handle: handle.clone(),
-        overlay: overlay.clone(),
-        prefixes: prefixes.clone(),
-        own_node: own_node.clone(),
-        pod_cidrs: assigned.pod_cidrs.clone(),
-        ignored: BTreeMap::new(),
+    let started = Started {
+        flags,
+        readiness,
+        client,
+        network,
+        dataplane,
+        handle,
+        ipam,
+        host,
+        overlay: watch::Sender::new(overlay),
+        prefixes: Prefixes::new(),
     };
-    tasks.spawn({
-        let client = client.clone();
-        async move { ("watch streams", streams.run(client).await) }
-    });
-    spawn(
-        &mut tasks,
-        "events",
-        events::run(client, flags.node_name.clone(), handle.clone()),
-    );
-    spawn(
-        &mut tasks,
-        "node publisher",
-        own_node
-            .clone()
-            .keep_published(overlay.clone(), handle.clone()),
-    );
-    handle.wait_synced().await?;
-
-    readiness.stage("attaching the programs");
-    attach(&flags, &dataplane, &host)?;
-    pods::adopt(&dataplane, &network.pod_links().await?)?;
-    spawn(
-        &mut tasks,
-        "host routes",
-        // A socket of its own: the kernel runs one listing at a time on each.
-        prefixes.follow(Network::connect()?, host, flags.service_cidr.clone()),
-    );
+    let recorder = started.follow(source, own, &mut tasks);
+    started.handle.wait_synced().await?;
+    started
+        .carry(kubelet, recorder, metrics.keeper, &mut tasks)
+        .await?;
     spawn(
         &mut tasks,
         "connection collector",
-        collect::run(dataplane.maps().clone(), collect_metrics),
+        collect::run(started.dataplane.maps().clone(), metrics.collect),
     );
-    own_node.changed();
-    if let Some(kubelet) = kubelet {
-        let hook = Arc::new(Pods { handle, dataplane });
-        let wiring = PodWiring {
-            network,
-            ipam,
-            mtu: overlay.mtu(),
-            hook,
-        };
-        spawn(&mut tasks, "kubelet", kubelet.run(wiring));
-    }
-    readiness.started();
+    started.readiness.started();
+    drop(started);
     first_to_end(tasks).await
+}
+
+/// Metrics of the parts.
+struct Counted {
+    reconcile: Metrics,
+    collect: CollectMetrics,
+    keeper: KeeperMetrics,
+}
+
+/// What the parts that run for ever are made of.
+struct Started {
+    flags: Flags,
+    readiness: Arc<Readiness>,
+    client: kube::Client,
+    network: Network,
+    dataplane: Arc<Dataplane>,
+    handle: Handle,
+    ipam: Arc<Ipam>,
+    host: Host,
+    overlay: watch::Sender<Overlay>,
+    prefixes: Prefixes,
+}
+
+impl Started {
+    /// Listens to the API server and to the registry of leases.
+    fn follow(&self, source: Source, own: OwnLease, tasks: &mut Tasks) -> Recorder {
+        let name = self.flags.node_name.clone();
+        let (recorder, writing) = Recorder::new(self.client.clone(), name.clone());
+        spawn(tasks, "events", writing);
+        spawn(
+            tasks,
+            "report of full maps",
+            events::run(recorder.clone(), self.handle.clone()),
+        );
+        let streams = Streams {
+            handle: self.handle.clone(),
+            nodes: source.nodes,
+        };
+        let client = self.client.clone();
+        tasks.spawn(async move { ("watch streams", streams.run(client).await) });
+        let following = Following {
+            handle: self.handle.clone(),
+            registry: source.registry.clone(),
+            overlay: self.overlay.subscribe(),
+            prefixes: self.prefixes.clone(),
+            own,
+            recorder: recorder.clone(),
+            said: BTreeMap::new(),
+        };
+        tasks.spawn(async move { ("registry of leases", following.run().await) });
+        let keeping = peers::keep_own(source.registry, self.overlay.subscribe());
+        tasks.spawn(async move { ("own lease", keeping.await) });
+        spawn(
+            tasks,
+            "Node's condition",
+            own_node::keep_condition(self.client.clone(), name, self.handle.clone()),
+        );
+        recorder
+    }
+
+    /// Takes packets, and pods.
+    async fn carry(
+        &self,
+        kubelet: Option<kubelet::Started>,
+        recorder: Recorder,
+        metrics: KeeperMetrics,
+        tasks: &mut Tasks,
+    ) -> anyhow::Result<()> {
+        self.readiness.stage("attaching the programs");
+        for (program, attached) in attach(&self.flags, &self.dataplane, &self.host)? {
+            info!(program, ?attached, "attached");
+        }
+        let pods = Arc::new(Pods::new(self.handle.clone(), self.dataplane.clone()));
+        pods.adopt(&self.network.pod_links().await?)?;
+        let mtu = Arc::new(AtomicU32::new(self.overlay.borrow().mtu()));
+        let keeper = Keeper {
+            network: self.network.clone(),
+            flags: self.flags.clone(),
+            dataplane: self.dataplane.clone(),
+            handle: self.handle.clone(),
+            ipam: self.ipam.clone(),
+            pods: pods.clone(),
+            prefixes: self.prefixes.clone(),
+            host: self.host.clone(),
+            overlay: self.overlay.clone(),
+            mtu: mtu.clone(),
+            recorder,
+            metrics,
+        };
+        tasks.spawn(async move { ("keeper of the host", keeper.run().await) });
+        let wiring = PodWiring {
+            network: self.network.clone(),
+            ipam: self.ipam.clone(),
+            mtu,
+            hook: pods,
+        };
+        match kubelet {
+            Some(kubelet) => spawn(tasks, "kubelet", kubelet.run(wiring)),
+            None if self.flags.cni => cni::start(&self.flags, wiring, &self.readiness, tasks)?,
+            None => {}
+        }
+        Ok(())
+    }
 }
 
 pub type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
@@ -169,19 +256,23 @@ async fn open_dataplane(pin_dir: std::path::PathBuf) -> anyhow::Result<Dataplane
     opened.context("opening the dataplane")
 }
 
-fn overlay(flags: &Flags, uplink: &Uplink, assigned: &Assigned) -> anyhow::Result<Overlay> {
+fn overlay(
+    flags: &Flags,
+    uplink: &Uplink,
+    earlier: &Attributes,
+    backend: Backend,
+) -> anyhow::Result<Overlay> {
     // Peers keep our address over a restart: it is the one that we published.
-    let published =
-        Overlay::published_mac(&assigned.annotations).filter(|_| flags.overlay == Mode::Vxlan);
+    let published = Overlay::published_mac(earlier).filter(|_| backend.mode == Mode::Vxlan);
     let options = OverlayOptions {
         node_name: flags.node_name.clone(),
-        mode: flags.overlay,
+        mode: backend.mode,
         underlay_v4: uplink.v4.first().copied(),
         underlay_v6: uplink.v6.first().copied(),
         on_link_v4: uplink.on_link_v4.clone(),
         uplink_mtu: uplink.mtu,
-        port: flags.vxlan_port,
-        vni: flags.vni,
+        port: backend.port,
+        vni: backend.vni,
         mac: published.unwrap_or_else(|| VtepMac::from_random(rand::random())),
     };
     Ok(Overlay::new(options)?)
@@ -196,7 +287,7 @@ fn start_reconciler(
     let sources = SOURCES
         .map(|source| source.label())
         .into_iter()
-        .chain([HOST_SOURCE]);
+        .chain([HOST_SOURCE, peers::SOURCE]);
     let options = Options::new(flags.node_name.clone(), sources);
     let (reconciler, handle) =
         Reconciler::new(dataplane.maps().clone(), options, metrics).context("reading the maps")?;
@@ -227,26 +318,30 @@ async fn tell_host(
     Ok(())
 }
 
-/// Only after the maps hold everything: a program without its maps would turn packets away.
-fn attach(flags: &Flags, dataplane: &Dataplane, host: &Host) -> anyhow::Result<()> {
-    let log = |program: &str, attached: Attached| info!(program, ?attached, "attached");
-    log(
-        "from_network",
-        dataplane.attach_uplink(host.uplink.ifindex)?,
-    );
-    log("from_host", dataplane.attach_host(host.device.ifindex)?);
+/// Only after the maps hold everything: a program without its maps would turn packets away. Calling it again repairs.
+pub fn attach(
+    flags: &Flags,
+    dataplane: &Dataplane,
+    host: &Host,
+) -> anyhow::Result<Vec<(&'static str, Attached)>> {
+    let mut done = vec![
+        (
+            "from_network",
+            dataplane.attach_uplink(host.uplink.ifindex)?,
+        ),
+        ("from_host", dataplane.attach_host(host.device.ifindex)?),
+    ];
     if flags.socket_lb {
         let cgroup = match &flags.cgroup {
             Some(path) => path.clone(),
             None => cgroup2_root()?,
         };
-        for (program, attached) in dataplane.attach_cgroup(&cgroup)? {
-            log(program.name(), attached);
-        }
+        let attached = dataplane.attach_cgroup(&cgroup)?.into_iter();
+        done.extend(attached.map(|(program, attached)| (program.name(), attached)));
     } else {
         for program in Program::CGROUP {
             dataplane.detach(program.name())?;
         }
     }
-    Ok(())
+    Ok(done)
 }

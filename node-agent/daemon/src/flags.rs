@@ -48,6 +48,39 @@ pub struct Flags {
     #[arg(long, default_value_t = 1)]
     pub vni: u32,
 
+    /// Flannel's net-conf.json: says mode, port and VNI in place of the flags, and the whole network for --subnet-env.
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with_all = ["overlay", "vxlan_port", "vni", "flannel_etcd_endpoints"]
+    )]
+    pub net_conf: Option<PathBuf>,
+
+    /// URLs of the etcd where flannel keeps its leases; without them Nodes are the leases, as with flannel's
+    /// kube-subnet-mgr.
+    #[arg(long, value_name = "URL,...", value_delimiter = ',')]
+    pub flannel_etcd_endpoints: Vec<String>,
+
+    /// Where in etcd flannel's keys are.
+    #[arg(long, value_name = "KEY", default_value = "/coreos.com/network")]
+    pub flannel_etcd_prefix: String,
+
+    /// Certificate authority of etcd, in PEM.
+    #[arg(long, value_name = "PATH")]
+    pub flannel_etcd_cafile: Option<PathBuf>,
+
+    /// Certificate that is shown to etcd, in PEM.
+    #[arg(long, value_name = "PATH", requires = "flannel_etcd_cafile")]
+    pub flannel_etcd_certfile: Option<PathBuf>,
+
+    /// Its private key, in PEM.
+    #[arg(long, value_name = "PATH", requires = "flannel_etcd_cafile")]
+    pub flannel_etcd_keyfile: Option<PathBuf>,
+
+    /// File for flannel's CNI plugin; written where the whole network is known, by --net-conf or from etcd.
+    #[arg(long, value_name = "PATH", default_value = "/run/flannel/subnet.env")]
+    pub subnet_env: PathBuf,
+
     /// Directory on a bpffs where maps, programs and links are pinned.
     #[arg(long, value_name = "PATH", default_value = ebpf_abi::maps::PIN_DIR)]
     pub pin_dir: PathBuf,
@@ -72,6 +105,22 @@ pub struct Flags {
     /// is served only where the API server is on this machine or on the development cluster's link: there is no TLS yet.
     #[arg(long, value_name = "PORT", default_value_t = 10250)]
     pub kubelet_port: u16,
+
+    /// Serve the CNI plugin and install it, where no kubelet of ours runs; false beside another CNI plugin.
+    #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
+    pub cni: bool,
+
+    /// UNIX socket by which the CNI plugin asks.
+    #[arg(long, value_name = "PATH", default_value = node_agent_cni::DEFAULT_SOCKET)]
+    pub cni_socket: PathBuf,
+
+    /// Where the container runtime looks for CNI plugins.
+    #[arg(long, value_name = "PATH", default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+
+    /// Where the container runtime looks for CNI configurations.
+    #[arg(long, value_name = "PATH", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
 
     /// Balance TCP at connect; false: every packet is translated.
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use ebpf_abi::{Addr4, Addr6, Config, Endpoint, FamilyConfig, config_flag, endpoint_flag};
@@ -13,7 +12,6 @@ use node_agent_host::{HostDevice, HostDeviceSpec, Network, PodCidr, Uplink, appl
 use node_agent_model::Change;
 use node_agent_overlay::{Mode, Overlay};
 use tokio::sync::watch;
-use tracing::{info, warn};
 
 /// Ports that masquerade may use.
 const NAT_PORTS: RangeInclusive<u16> = 61000..=63999;
@@ -168,46 +166,13 @@ impl Prefixes {
         });
     }
 
-    /// Keeps the host's routes at these prefixes, the node's own and the services'; to be started once all Nodes are
-    /// known, since it removes what it does not know.
-    pub async fn follow(self, network: Network, host: Host, service_cidrs: Vec<IpNetwork>) {
-        let mut nodes = self.0.subscribe();
-        loop {
-            let own = host
-                .pod_cidrs
-                .iter()
-                .map(PodCidr::network)
-                .chain(service_cidrs.iter().copied());
-            let others: Vec<IpNetwork> = nodes
-                .borrow_and_update()
-                .values()
-                .flatten()
-                .copied()
-                .collect();
-            // Without a podCIDR of a family the host has no address in it to send from.
-            let reachable = |prefix: &IpNetwork| host.device.gateway_for(prefix.ip()).is_some();
-            let prefixes: Vec<IpNetwork> = own.chain(others).filter(reachable).collect();
-            match network.set_host_routes(&host.device, &prefixes).await {
-                Ok(changes) => {
-                    if changes.added + changes.removed > 0 {
-                        info!(
-                            added = changes.added,
-                            removed = changes.removed,
-                            "the host's routes changed"
-                        );
-                    }
-                    if nodes.changed().await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    warn!(
-                        error = &error as &dyn std::error::Error,
-                        "the host's routes could not be set"
-                    );
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
-            }
-        }
+    /// Those of all nodes.
+    pub fn all(&self) -> Vec<IpNetwork> {
+        self.0.borrow().values().flatten().copied().collect()
+    }
+
+    /// Tells of changes.
+    pub fn subscribe(&self) -> watch::Receiver<BTreeMap<String, Vec<IpNetwork>>> {
+        self.0.subscribe()
     }
 }

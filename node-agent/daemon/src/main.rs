@@ -3,27 +3,35 @@
 
 mod agent;
 mod client;
+mod cni;
 mod collect;
 mod events;
 mod flags;
 mod host;
 mod http;
+mod keeper;
 mod kubelet;
 mod kubelet_api;
 mod own_node;
+mod peers;
 mod pods;
 mod readiness;
+mod registry;
 mod scrape;
 mod streams;
 
 use std::io::IsTerminal;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
+use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
 use crate::flags::Flags;
+use crate::peers::BeginAnew;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -39,10 +47,23 @@ async fn main() -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        result = agent::run(flags) => result,
+        result = agent::run(flags) => result.or_else(begin_anew),
         _ = terminate.recv() => stopping("SIGTERM"),
         _ = interrupt.recv() => stopping("SIGINT"),
     }
+}
+
+/// What an agent does that is killed and started again, without the time between: everything is pinned, and the same
+/// process goes on.
+fn begin_anew(error: anyhow::Error) -> anyhow::Result<()> {
+    if error.downcast_ref::<BeginAnew>().is_none() {
+        return Err(error);
+    }
+    info!(reason = format!("{error:#}"), "beginning anew");
+    let mut words = std::env::args_os();
+    let program = words.next().context("a process has a name")?;
+    // Only an error comes back.
+    Err(Command::new(program).args(words).exec()).context("beginning anew")
 }
 
 fn stopping(signal: &str) -> anyhow::Result<()> {

@@ -1,24 +1,79 @@
 //! The dataplane's part in a pod's network: its endpoints in the maps, and the program at its link.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use async_trait::async_trait;
 use ebpf_abi::Endpoint;
-use node_agent_host::{Ipam, MacAddr, PodLink};
-use node_agent_kubelet::{PodHook, PodNetwork};
+use node_agent_host::{Ipam, MacAddr, PodHook, PodLink, PodNetwork};
 use node_agent_maps::{Attached, Dataplane};
 use node_agent_model::{Change, ChangeId};
 use node_agent_reconcile::Handle;
 use tracing::{debug, info};
 
-/// Called by the kubelet for each pod.
+/// Called for each pod, by the kubelet or for the CNI plugin.
 #[derive(Debug)]
 pub struct Pods {
-    pub handle: Handle,
-    pub dataplane: Arc<Dataplane>,
+    handle: Handle,
+    dataplane: Arc<Dataplane>,
+    /// The links that must have our program: interface names and indexes.
+    wired: Mutex<BTreeMap<String, u32>>,
+}
+
+impl Pods {
+    pub fn new(handle: Handle, dataplane: Arc<Dataplane>) -> Self {
+        Self {
+            handle,
+            dataplane,
+            wired: Mutex::default(),
+        }
+    }
+
+    /// Puts this agent's program on the links of pods that are there, and forgets the links of those that are not.
+    ///
+    /// # Errors
+    ///
+    /// When a program cannot be attached.
+    pub fn adopt(&self, links: &[PodLink]) -> anyhow::Result<()> {
+        let mut wired = self.wired();
+        *wired = links
+            .iter()
+            .map(|link| (link.ifname.clone(), link.ifindex))
+            .collect();
+        for name in self.dataplane.attached_pods()? {
+            if !wired.contains_key(&name) {
+                self.dataplane.detach_pod(&name)?;
+                info!(ifname = name, "the link of a pod that is gone was removed");
+            }
+        }
+        for (name, ifindex) in wired.iter() {
+            self.dataplane.attach_pod(name, *ifindex)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches what is no longer attached; answers to which interfaces.
+    ///
+    /// # Errors
+    ///
+    /// When a program cannot be attached.
+    pub fn attach_again(&self) -> anyhow::Result<Vec<String>> {
+        let mut found = Vec::new();
+        for (name, ifindex) in self.wired().iter() {
+            // The interface goes with the pod's namespace, often before anybody says that the pod is gone.
+            let is_gone = nix::net::if_::if_nametoindex(name.as_str()).is_err();
+            if !is_gone && self.dataplane.attach_pod(name, *ifindex)? == Attached::Created {
+                found.push(name.clone());
+            }
+        }
+        Ok(found)
+    }
+
+    fn wired(&self) -> MutexGuard<'_, BTreeMap<String, u32>> {
+        self.wired.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[async_trait]
@@ -38,7 +93,11 @@ impl PodHook for Pods {
             .flush()
             .await
             .with_context(|| format!("programming pod {}/{}", pod.namespace, pod.name))?;
-        let attached = self.dataplane.attach_pod(&pod.ifname, pod.ifindex)?;
+        let attached = {
+            let mut wired = self.wired();
+            wired.insert(pod.ifname.clone(), pod.ifindex);
+            self.dataplane.attach_pod(&pod.ifname, pod.ifindex)?
+        };
         if attached == Attached::Adopted {
             debug!(pod = pod.name, ifname = pod.ifname, "pod was wired before");
         } else {
@@ -61,7 +120,11 @@ impl PodHook for Pods {
             .flush()
             .await
             .with_context(|| format!("removing pod {}/{}", pod.namespace, pod.name))?;
-        self.dataplane.detach_pod(&pod.ifname)?;
+        {
+            let mut wired = self.wired();
+            wired.remove(&pod.ifname);
+            self.dataplane.detach_pod(&pod.ifname)?;
+        }
         info!(namespace = pod.namespace, pod = pod.name, ips = ?pod.ips, "pod is unwired");
         Ok(())
     }
@@ -83,25 +146,6 @@ pub fn found(links: &[PodLink], ipam: &Ipam) -> Vec<Change> {
             .map(move |ip| Change::Endpoint(ip, Some(endpoint)))
     };
     links.iter().flat_map(of).collect()
-}
-
-/// Puts this agent's program on the links of pods that are there, and forgets the links of those that are not.
-///
-/// # Errors
-///
-/// When a program cannot be attached.
-pub fn adopt(dataplane: &Dataplane, links: &[PodLink]) -> anyhow::Result<()> {
-    let present: BTreeSet<&str> = links.iter().map(|link| link.ifname.as_str()).collect();
-    for name in dataplane.attached_pods()? {
-        if !present.contains(name.as_str()) {
-            dataplane.detach_pod(&name)?;
-            info!(ifname = name, "the link of a pod that is gone was removed");
-        }
-    }
-    for link in links {
-        dataplane.attach_pod(&link.ifname, link.ifindex)?;
-    }
-    Ok(())
 }
 
 fn endpoint(ifindex: u32, pod_mac: MacAddr, host_mac: MacAddr) -> Endpoint {

@@ -1,31 +1,20 @@
-//! From the watch streams to the reconciler, the overlay and the host's routes.
+//! From the watch streams to the reconciler and to the registry of leases.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use anyhow::{bail, ensure};
-use ipnetwork::IpNetwork;
+use anyhow::bail;
 use kube::Client;
-use node_agent_model::{Change, ChangeId, Node};
-use node_agent_overlay::{NotAPeer, Overlay};
+use node_agent_overlay::KubeRegistry;
 use node_agent_reconcile::Handle;
-use node_agent_reflect::{Message, Reflected};
+use node_agent_reflect::{Message, Reflected, Source};
 use tokio::sync::mpsc;
-use tracing::info;
-
-use crate::host::Prefixes;
-use crate::own_node::OwnNode;
 
 /// Where the messages of the streams go.
 #[derive(Debug)]
 pub struct Streams {
     pub handle: Handle,
-    pub overlay: Overlay,
-    pub prefixes: Prefixes,
-    pub own_node: OwnNode,
-    /// The podCIDRs that this node was wired with.
-    pub pod_cidrs: Vec<IpNetwork>,
-    /// Why a node is no peer, as it was last logged.
-    pub ignored: BTreeMap<String, String>,
+    /// Where Nodes are leases.
+    pub nodes: Option<Arc<KubeRegistry>>,
 }
 
 impl Streams {
@@ -33,8 +22,8 @@ impl Streams {
     ///
     /// # Errors
     ///
-    /// When the reconciler is gone, or this node got other podCIDRs.
-    pub async fn run(mut self, client: Client) -> anyhow::Result<()> {
+    /// When the reconciler is gone.
+    pub async fn run(self, client: Client) -> anyhow::Result<()> {
         let (sender, mut messages) = mpsc::channel(1024);
         let streams = node_agent_reflect::run(client, sender);
         let taking = async {
@@ -49,9 +38,14 @@ impl Streams {
         }
     }
 
-    async fn take(&mut self, message: Message) -> anyhow::Result<()> {
+    async fn take(&self, message: Message) -> anyhow::Result<()> {
         match message {
-            Message::Synced(source) => self.handle.synced(source.label()).await?,
+            Message::Synced(source) => {
+                if let (Source::Nodes, Some(nodes)) = (source, &self.nodes) {
+                    nodes.listed().await;
+                }
+                self.handle.synced(source.label()).await?;
+            }
             Message::Object {
                 reflected: Reflected::Change(change),
                 id,
@@ -59,45 +53,12 @@ impl Streams {
             Message::Object {
                 reflected: Reflected::Node { name, node },
                 id,
-            } => self.node(name, node, id).await?,
-        }
-        Ok(())
-    }
-
-    async fn node(&mut self, name: String, node: Option<Node>, id: ChangeId) -> anyhow::Result<()> {
-        if name == self.overlay.options().node_name {
-            self.own_node.changed();
-            let now = node.map(|node| node.pod_cidrs).unwrap_or_default();
-            ensure!(
-                now.is_empty() || now == self.pod_cidrs,
-                "this node's podCIDRs are now {now:?}, its pods are wired with {:?}: the agent must start again",
-                self.pod_cidrs
-            );
-            return Ok(());
-        }
-        let (changes, why_not) = self.overlay.changes(&name, node.as_ref());
-        match why_not {
-            Some(reason) => self.log_once(&name, &reason),
-            None => {
-                self.ignored.remove(&name);
+            } => {
+                if let Some(nodes) = &self.nodes {
+                    nodes.node(name, node.as_ref(), id).await;
+                }
             }
         }
-        let prefixes = changes.iter().flat_map(|change| match change {
-            Change::Peer(_, Some(peer)) => peer.prefixes.clone(),
-            _ => Vec::new(),
-        });
-        self.prefixes.set(&name, prefixes.collect());
-        for change in changes {
-            self.handle.change(change, id.clone()).await?;
-        }
         Ok(())
-    }
-
-    fn log_once(&mut self, name: &str, reason: &NotAPeer) {
-        let reason = reason.to_string();
-        if self.ignored.get(name) != Some(&reason) {
-            info!(node = name, reason, "no peer");
-            self.ignored.insert(name.to_owned(), reason);
-        }
     }
 }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{
     MacAddr, Network, NetworkError,
-    netlink::VethSide,
+    netlink::{VethSide, address_of},
     sysctl::{self, Family},
 };
 
@@ -56,6 +56,47 @@ impl HostDevice {
 }
 
 impl Network {
+    /// What of `fairlead0` is not as `spec` says, in words; empty if [`Network::ensure_host_device`] has nothing to do.
+    ///
+    /// # Errors
+    ///
+    /// A failed netlink request.
+    pub async fn host_device_faults(
+        &self,
+        spec: &HostDeviceSpec,
+    ) -> Result<Vec<String>, NetworkError> {
+        let mut faults = Vec::new();
+        for name in [HOST_DEVICE, HOST_DEVICE_PEER] {
+            match self.link(name).await? {
+                None => return Ok(vec![format!("device {name} was missing")]),
+                Some(link) if !link.is_up => faults.push(format!("device {name} was down")),
+                Some(link) if link.mtu != spec.mtu => {
+                    faults.push(format!("the MTU of {name} was {}", link.mtu));
+                }
+                Some(_) => {}
+            }
+        }
+        let Some(device) = self.link(HOST_DEVICE).await? else {
+            return Ok(faults);
+        };
+        let addresses = self.addresses(device.index).await?;
+        let neighbours = self.neighbours(device.index).await?;
+        for gateway in &spec.gateways {
+            if !addresses
+                .iter()
+                .filter_map(address_of)
+                .any(|ip| ip == *gateway)
+            {
+                faults.push(format!("address {gateway} was missing from {HOST_DEVICE}"));
+            }
+            let next_hop = next_hop(*gateway);
+            if !neighbours.contains(&next_hop) {
+                faults.push(format!("neighbour {next_hop} of {HOST_DEVICE} was missing"));
+            }
+        }
+        Ok(faults)
+    }
+
     /// Creates `fairlead0` or brings it to `spec`; an interface that is right already is not touched.
     ///
     /// # Errors

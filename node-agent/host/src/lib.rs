@@ -6,7 +6,7 @@
 //! 2. [`Network::connect`], [`Network::uplink`]: what the node looks like;
 //! 3. [`apply_host_sysctls`], [`Network::ensure_host_device`], [`Network::set_host_routes`]: the host's own way to pods
 //!    and services;
-//! 4. [`Ipam::open`], then for each pod [`Ipam::allocate`] and [`Network::wire_pod`].
+//! 4. [`Ipam::open`], then for each pod [`PodWiring::wire`].
 //!
 //! The state of the network is read from the kernel and from nowhere else, so an agent that was killed finds all of it
 //! again: the device of a pod carries the pod's uid in its alias.
@@ -18,11 +18,15 @@ mod mac;
 mod mounts;
 mod namespace;
 mod netlink;
+mod own_sockets;
+mod pod_check;
 mod pod_cidr;
 mod pod_link;
+mod pod_wiring;
 mod route;
 mod sysctl;
 mod uplink;
+mod watch;
 
 pub use error::NetworkError;
 pub use host_device::{HOST_DEVICE, HOST_DEVICE_PEER, HostDevice, HostDeviceSpec};
@@ -31,8 +35,11 @@ pub use mac::MacAddr;
 pub use mounts::{MountError, bpffs_mounted, cgroup2_root, mount_bpffs};
 pub use namespace::{in_namespace, namespace_id};
 pub use netlink::Network;
+pub use own_sockets::shut_own_sockets;
 pub use pod_cidr::{PodCidr, PodCidrError};
-pub use pod_link::{PodLink, PodLinkSpec, pod_device_name};
+pub use pod_link::{POD_DEVICE, PodLink, PodLinkSpec, pod_device_name};
+pub use pod_wiring::{PodHook, PodNetwork, PodWiring};
 pub use route::RouteChanges;
 pub use sysctl::{SysctlError, apply_host_sysctls};
 pub use uplink::Uplink;
+pub use watch::NetworkChanges;

@@ -3,16 +3,20 @@
 use std::{
     net::IpAddr,
     os::fd::{AsRawFd, BorrowedFd},
+    sync::Arc,
 };
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStream, TryStreamExt};
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkVeth,
     packet_route::{
         address::{AddressAttribute, AddressFlags, AddressMessage},
-        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
+        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     },
 };
+
+use tokio::sync::Mutex;
 
 use crate::{MacAddr, NetworkError};
 
@@ -20,6 +24,8 @@ use crate::{MacAddr, NetworkError};
 #[derive(Clone, Debug)]
 pub struct Network {
     pub(crate) handle: Handle,
+    /// The kernel runs one listing at a time on a socket and refuses a second one with EBUSY.
+    listing: Arc<Mutex<()>>,
 }
 
 /// One side of a veth pair that is to be created.
@@ -41,6 +47,8 @@ pub(crate) struct Link {
     /// The interface index of the other side of a veth pair, in the namespace of that side.
     pub peer_index: Option<u32>,
     pub is_veth: bool,
+    /// Set up by an administrator, whatever the carrier says.
+    pub is_up: bool,
 }
 
 impl Network {
@@ -53,16 +61,27 @@ impl Network {
     pub fn connect() -> Result<Self, NetworkError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Connect)?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self {
+            handle,
+            listing: Arc::default(),
+        })
+    }
+
+    /// Everything that a listing gives; `start` asks for it.
+    pub(crate) async fn list<T, S>(
+        &self,
+        start: impl FnOnce(&Handle) -> S,
+    ) -> Result<Vec<T>, rtnetlink::Error>
+    where
+        S: TryStream<Ok = T, Error = rtnetlink::Error>,
+    {
+        let _one_at_a_time = self.listing.lock().await;
+        start(&self.handle).try_collect().await
     }
 
     pub(crate) async fn links(&self) -> Result<Vec<Link>, NetworkError> {
         let messages: Vec<LinkMessage> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
+            .list(|handle| handle.link().get().execute())
             .await
             .map_err(failed("list the interfaces"))?;
         Ok(messages.into_iter().map(Link::from).collect())
@@ -189,14 +208,33 @@ impl Network {
     }
 
     pub(crate) async fn addresses(&self, index: u32) -> Result<Vec<AddressMessage>, NetworkError> {
-        self.handle
-            .address()
-            .get()
-            .set_link_index_filter(index)
-            .execute()
-            .try_collect()
+        let start = |handle: &Handle| {
+            let request = handle.address().get().set_link_index_filter(index);
+            request.execute()
+        };
+        self.list(start)
             .await
             .map_err(failed(format!("list the addresses of interface {index}")))
+    }
+
+    /// The neighbours of an interface that were set for ever.
+    pub(crate) async fn neighbours(&self, index: u32) -> Result<Vec<IpAddr>, NetworkError> {
+        let messages: Vec<NeighbourMessage> = self
+            .list(|handle| handle.neighbours().get().execute())
+            .await
+            .map_err(failed(format!("list the neighbours of interface {index}")))?;
+        let permanent = messages.into_iter().filter(|message| {
+            message.header.ifindex == index && message.header.state == NeighbourState::Permanent
+        });
+        let address = |message: NeighbourMessage| {
+            let mut attributes = message.attributes.into_iter();
+            attributes.find_map(|attribute| match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(ip.into()),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(ip.into()),
+                _ => None,
+            })
+        };
+        Ok(permanent.filter_map(address).collect())
     }
 
     /// Makes `address` resolve to `mac` for ever, so that neither ARP nor NDP is sent for it.
@@ -229,6 +267,7 @@ impl From<LinkMessage> for Link {
             alias: None,
             peer_index: None,
             is_veth: false,
+            is_up: message.header.flags.contains(LinkFlags::Up),
         };
         for attribute in message.attributes {
             match attribute {

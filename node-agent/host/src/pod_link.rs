@@ -1,9 +1,9 @@
-//! A pod's link to its node: a veth pair, `eth0` in the pod, `fl…` on the host.
+//! A pod's link to its node: a veth pair, mostly `eth0` in the pod, `fl…` on the host.
 //!
 //! The pod has full-length prefixes and one next hop, its gateway, whose Ethernet address is fixed to that of the
 //! host's side: it sends neither ARP nor NDP. The host's side has no address at all.
 
-use std::{net::IpAddr, os::fd::AsFd, path::Path};
+use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd, path::Path};
 
 use sha2::{Digest, Sha256};
 
@@ -14,8 +14,8 @@ use crate::{
     sysctl::{self, Family},
 };
 
-/// The name of the pod's interface inside the pod.
-const POD_DEVICE: &str = "eth0";
+/// The name of the pod's interface inside the pod, unless somebody asks for another.
+pub const POD_DEVICE: &str = "eth0";
 /// What the alias of each host side begins with.
 const ALIAS: &str = "fairlead:";
 /// Longest alias that the kernel takes, in bytes (`IFALIASZ` less its final zero).
@@ -28,12 +28,16 @@ pub struct PodLinkSpec {
     pub uid: String,
     pub namespace: String,
     pub name: String,
+    /// The name of the pod's interface inside the pod.
+    pub device: String,
     /// The pod's addresses, at most one a family.
     pub ips: Vec<IpAddr>,
     /// The next hop in each family of `ips`.
     pub gateways: Vec<IpAddr>,
     /// In bytes.
     pub mtu: u32,
+    /// Parameters of the pod's own network namespace, such as `net.ipv4.ip_unprivileged_port_start`.
+    pub sysctls: BTreeMap<String, String>,
 }
 
 /// A pod's link as it is in the kernel.
@@ -83,6 +87,9 @@ impl Network {
             let host_link = ensure_pair(&host, &pod, &for_pod, &path).await?;
             configure_host_side(&host, &host_link, &for_pod).await?;
             configure_pod_side(&pod, &for_pod).await?;
+            for (key, value) in &for_pod.sysctls {
+                sysctl::set_net(key, value)?;
+            }
             Ok(host_link)
         })
         .await?;
@@ -111,6 +118,16 @@ impl Network {
             Some(link) => self.delete_link(link.index).await.map(|()| true),
             None => Ok(false),
         }
+    }
+
+    /// The link of one pod.
+    ///
+    /// # Errors
+    ///
+    /// A failed netlink request.
+    pub async fn pod_link(&self, uid: &str) -> Result<Option<PodLink>, NetworkError> {
+        let link = self.link(&pod_device_name(uid)).await?;
+        Ok(link.and_then(pod_link))
     }
 
     /// The links of all pods on this node, found by their alias.
@@ -152,13 +169,8 @@ async fn ensure_pair(
 ) -> Result<Link, NetworkError> {
     let name = pod_device_name(&spec.uid);
     if let Some(link) = host.link(&name).await? {
-        let pod_side = pod.link(POD_DEVICE).await?;
-        let joined = pod_side.is_some_and(|side| {
-            side.mac == Some(pod_mac(&spec.uid))
-                && side.peer_index == Some(link.index)
-                && link.peer_index == Some(side.index)
-        });
-        if joined {
+        let pod_side = pod.link(&spec.device).await?;
+        if pod_side.is_some_and(|side| are_joined(&link, &side, &spec.uid)) {
             return Ok(link);
         }
         host.delete_link(link.index).await?;
@@ -170,7 +182,7 @@ async fn ensure_pair(
         namespace: None,
     };
     let peer = VethSide {
-        name: POD_DEVICE,
+        name: &spec.device,
         mac: pod_mac(&spec.uid),
         namespace: Some(target.as_fd()),
     };
@@ -194,19 +206,26 @@ async fn configure_pod_side(pod: &Network, spec: &PodLinkSpec) -> Result<(), Net
     };
     let lo = pod.link("lo").await?.ok_or_else(|| missing("lo"))?;
     pod.set_only_up(lo.index).await?;
-    let eth0 = pod
-        .link(POD_DEVICE)
+    let device = pod
+        .link(&spec.device)
         .await?
-        .ok_or_else(|| missing(POD_DEVICE))?;
-    pod.set_up(eth0.index, spec.mtu, None).await?;
-    pod.set_addresses(eth0.index, &spec.ips).await?;
+        .ok_or_else(|| missing(&spec.device))?;
+    pod.set_up(device.index, spec.mtu, None).await?;
+    pod.set_addresses(device.index, &spec.ips).await?;
     for address in &spec.ips {
         let gateway = gateway_for(spec, *address)?;
-        pod.set_neighbour(eth0.index, gateway, host_mac(&spec.uid))
+        pod.set_neighbour(device.index, gateway, host_mac(&spec.uid))
             .await?;
-        pod.set_default_route(eth0.index, gateway).await?;
+        pod.set_default_route(device.index, gateway).await?;
     }
     Ok(())
+}
+
+/// Whether the two are the sides of one pair, and the pod's side is ours.
+pub(crate) fn are_joined(host: &Link, pod: &Link, uid: &str) -> bool {
+    pod.mac == Some(pod_mac(uid))
+        && pod.peer_index == Some(host.index)
+        && host.peer_index == Some(pod.index)
 }
 
 fn gateway_for(spec: &PodLinkSpec, address: IpAddr) -> Result<IpAddr, NetworkError> {
@@ -266,6 +285,7 @@ mod tests {
             alias: Some(alias.to_owned()),
             peer_index: Some(2),
             is_veth: true,
+            is_up: true,
         }
     }
 
@@ -285,9 +305,11 @@ mod tests {
             uid: "u1".to_owned(),
             namespace: "default".to_owned(),
             name: "web".to_owned(),
+            device: POD_DEVICE.to_owned(),
             ips: Vec::new(),
             gateways: Vec::new(),
             mtu: 1450,
+            sysctls: BTreeMap::new(),
         };
         let found = pod_link(link(&alias(&spec), &pod_device_name("u1"))).unwrap();
         assert_eq!(
@@ -316,9 +338,11 @@ mod tests {
             uid: "u1".to_owned(),
             namespace: "n".repeat(63),
             name: "p".repeat(253),
+            device: POD_DEVICE.to_owned(),
             ips: Vec::new(),
             gateways: Vec::new(),
             mtu: 1450,
+            sysctls: BTreeMap::new(),
         };
         assert_eq!(alias(&spec).len(), ALIAS_MAX);
         assert_eq!(

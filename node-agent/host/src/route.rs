@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
 use rtnetlink::{
     IpVersion, RouteMessageBuilder,
@@ -120,11 +119,7 @@ impl Network {
         let mut found = Vec::new();
         for version in [IpVersion::V4, IpVersion::V6] {
             let messages: Vec<RouteMessage> = self
-                .handle
-                .route()
-                .get(query(version))
-                .execute()
-                .try_collect()
+                .list(|handle| handle.route().get(query(version)).execute())
                 .await
                 .map_err(failed("list the routes"))?;
             for message in messages {

@@ -35,6 +35,10 @@ pub enum SysctlError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "sysctl {key:?} is not allowed: name one of the pod's own, such as net.ipv4.ip_unprivileged_port_start"
+    )]
+    NotOfTheNamespace { key: String },
     #[error("{path} holds {value:?}, which is no list of ports")]
     Ports { path: PathBuf, value: String },
 }
@@ -94,6 +98,24 @@ pub(crate) fn set_interface(
     value: &str,
 ) -> Result<(), SysctlError> {
     ensure(&family.directory().join(interface).join(key), value)
+}
+
+/// Sets a parameter below `net`, of the namespace of the calling thread. The key is spelt with dots or with slashes,
+/// as sysctl(8) takes it: with slashes where an interface's name has dots.
+pub(crate) fn set_net(key: &str, value: &str) -> Result<(), SysctlError> {
+    ensure(&net_path(key)?, value)
+}
+
+fn net_path(key: &str) -> Result<PathBuf, SysctlError> {
+    let separator = if key.contains('/') { '/' } else { '.' };
+    let parts: Vec<&str> = key.split(separator).collect();
+    let is_part = |part: &&str| !matches!(*part, "" | "." | "..");
+    if parts.len() < 2 || parts[0] != "net" || !parts.iter().all(is_part) {
+        return Err(SysctlError::NotOfTheNamespace {
+            key: key.to_owned(),
+        });
+    }
+    Ok(Path::new("/proc/sys").join(parts.join("/")))
 }
 
 /// No link-local address, no router solicitation, no duplicate address detection: for interfaces whose traffic the
@@ -218,6 +240,29 @@ mod tests {
                 Some(expected),
                 "{present}"
             );
+        }
+    }
+
+    #[test]
+    fn a_pod_may_set_parameters_of_its_own_network_only() {
+        let path = |key: &str| net_path(key).map(|path| path.display().to_string()).ok();
+        let expected = Some("/proc/sys/net/ipv4/conf/eth0.7/rp_filter".to_owned());
+        assert_eq!(path("net/ipv4/conf/eth0.7/rp_filter"), expected);
+        assert_eq!(
+            path("net.core.somaxconn").as_deref(),
+            Some("/proc/sys/net/core/somaxconn")
+        );
+        for bad in [
+            "",
+            "net",
+            "kernel.panic",
+            "net/../kernel/panic",
+            "net..x",
+            "/net/x",
+            "net/",
+            "net.",
+        ] {
+            assert_eq!(path(bad), None, "{bad}");
         }
     }
 

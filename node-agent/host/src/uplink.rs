@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures::TryStreamExt;
 use ipnetwork::Ipv4Network;
 use rtnetlink::{
     IpVersion,
@@ -97,11 +96,7 @@ impl Network {
         let mut index = None;
         for version in [IpVersion::V4, IpVersion::V6] {
             let routes: Vec<RouteMessage> = self
-                .handle
-                .route()
-                .get(query(version))
-                .execute()
-                .try_collect()
+                .list(|handle| handle.route().get(query(version)).execute())
                 .await
                 .map_err(failed("list the routes"))?;
             index = routes

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     net::{IpAddr, UdpSocket},
     os::fd::AsRawFd,
@@ -17,7 +18,7 @@ use nix::{
 };
 use node_agent_host::{
     HOST_DEVICE, HOST_DEVICE_PEER, HostDevice, HostDeviceSpec, MacAddr, Network, NetworkError,
-    PodCidr, PodLinkSpec, RouteChanges, apply_host_sysctls, in_namespace, namespace_id,
+    POD_DEVICE, PodCidr, PodLinkSpec, RouteChanges, apply_host_sysctls, in_namespace, namespace_id,
 };
 
 const MTU: u32 = 1450;
@@ -113,9 +114,11 @@ fn pod(uid: &str, ips: &[&str]) -> PodLinkSpec {
         uid: uid.to_owned(),
         namespace: "default".to_owned(),
         name: format!("pod-{uid}"),
+        device: POD_DEVICE.to_owned(),
         ips: ips.iter().map(|text| text.parse().unwrap()).collect(),
         gateways: cidrs().iter().map(PodCidr::gateway).collect(),
         mtu: MTU,
+        sysctls: BTreeMap::new(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context, bail};
 use k8s_openapi::api::core::v1::Pod;
-use node_agent_host::{PodLink, PodLinkSpec};
+use node_agent_host::PodLink;
 use tracing::{debug, info};
 
 use crate::{
@@ -114,36 +114,8 @@ impl Worker {
 
     async fn try_wire(&self, netns: PathBuf) -> anyhow::Result<PodNetwork> {
         let wiring = &self.shared.wiring;
-        let ips = wiring
-            .ipam
-            .allocate(&self.pod.uid)
-            .context("allocate the pod's addresses")?;
-        let spec = PodLinkSpec {
-            uid: self.pod.uid.clone(),
-            namespace: self.pod.namespace.clone(),
-            name: self.pod.name.clone(),
-            ips: ips.clone(),
-            gateways: wiring
-                .ipam
-                .cidrs()
-                .iter()
-                .map(node_agent_host::PodCidr::gateway)
-                .collect(),
-            mtu: wiring.mtu,
-        };
-        let link = wiring
-            .network
-            .wire_pod(&spec, &netns)
-            .await
-            .context("link the pod to its node")?;
-        let mut network = pod_network(link, ips, netns);
-        // The alias may have been too short for it.
-        network.name.clone_from(&self.pod.name);
-        wiring
-            .hook
-            .pod_wired(&network)
-            .await
-            .context("tell the dataplane of the pod")?;
+        let spec = wiring.spec(&self.pod.uid, &self.pod.namespace, &self.pod.name);
+        let network = wiring.wire(spec, &netns).await?;
         debug!(pod = self.pod.name, uid = self.pod.uid, link = network.ifname, ips = ?network.ips, "pod wired");
         Ok(network)
     }

@@ -137,6 +137,8 @@ pub struct Node {
     /// `spec.podCIDRs`; empty while the control plane has not given any.
     pub pod_cidrs: Vec<IpNetwork>,
     pub annotations: BTreeMap<String, String>,
+    /// `metadata.creationTimestamp`, in seconds since 1970; 0 if unknown.
+    pub created: i64,
 }
 
 /// Another node: how to reach it, and which prefixes lie there.

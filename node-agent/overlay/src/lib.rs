@@ -1,18 +1,33 @@
-//! Which nodes are peers, how a packet reaches them, and what this node tells them: flannel's annotations and frames.
+//! Which nodes are peers, how a packet reaches them, and what this node tells them: flannel's frames and registries.
 //!
-//! Flannel in kube mode keeps everything in the Node object (flannel `pkg/subnet/kube/annotations.go`), so nodes of
-//! ours and nodes that run flanneld read each other.
+//! A node's share of the overlay is its [`Lease`]. A [`Registry`] keeps the leases: [`KubeRegistry`] in Nodes, where
+//! flannel in kube mode keeps everything (flannel `pkg/subnet/kube`), [`EtcdRegistry`] in flannel's keys. Nodes of ours
+//! and nodes that run flanneld read each other in both. [`Peers`] says what the leases mean to this node.
 #![forbid(unsafe_code)]
 
 mod annotation;
+mod etcd;
 mod header;
+mod kube_registry;
+mod lease;
 mod mac;
+mod net_conf;
 mod overlay;
+mod peers;
+mod registry;
+mod subnet_env;
 
 pub use annotation::{
-    BACKEND_DATA, BACKEND_TYPE, BackendData, KUBE_SUBNET_MANAGER, PUBLIC_IP, PUBLIC_IP_OVERWRITE,
-    PUBLIC_IPV6, PUBLIC_IPV6_OVERWRITE,
+    BACKEND_DATA, BACKEND_TYPE, BACKEND_V6_DATA, BackendData, KUBE_SUBNET_MANAGER, PUBLIC_IP,
+    PUBLIC_IP_OVERWRITE, PUBLIC_IPV6, PUBLIC_IPV6_OVERWRITE, node_lease,
 };
+pub use etcd::{EtcdOptions, EtcdRegistry};
 pub use header::vxlan_header;
+pub use kube_registry::KubeRegistry;
+pub use lease::{Attributes, Lease};
 pub use mac::VtepMac;
+pub use net_conf::{Backend, NetConf, NetConfError, Range};
 pub use overlay::{Mode, NotAPeer, Overlay, OverlayError, OverlayOptions, VXLAN_OVERHEAD_V4};
+pub use peers::{Conflict, Peers, Update};
+pub use registry::{LeaseEvent, OwnLease, Registry, RegistryError};
+pub use subnet_env::{SubnetEnv, SubnetEnvError};

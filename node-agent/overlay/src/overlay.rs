@@ -1,19 +1,15 @@
-//! From Nodes to peers and routes.
+//! From leases to peers, and what this node's own lease says.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ebpf_abi::{Family, Peer, overlay_header, peer_mode};
-use ipnetwork::Ipv4Network;
-use node_agent_model::{Change, Node, PeerRoutes};
+use ipnetwork::{IpNetwork, Ipv4Network};
+use node_agent_model::PeerRoutes;
+use serde_json::Value;
 
-use crate::annotation::{
-    BACKEND_DATA, BACKEND_TYPE, BackendData, KUBE_SUBNET_MANAGER, PUBLIC_IP, PUBLIC_IP_OVERWRITE,
-    PUBLIC_IPV6, PUBLIC_IPV6_OVERWRITE,
-};
 use crate::header::Vtep;
-use crate::{VtepMac, vxlan_header};
+use crate::{Attributes, BackendData, Lease, VtepMac, vxlan_header};
 
 /// Outer IPv4, UDP, VXLAN and inner Ethernet, in bytes.
 pub const VXLAN_OVERHEAD_V4: u32 = 50;
@@ -28,7 +24,7 @@ pub enum Mode {
 }
 
 /// What an [`Overlay`] is made of.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct OverlayOptions {
     pub node_name: String,
     pub mode: Mode,
@@ -46,7 +42,7 @@ pub struct OverlayOptions {
     pub mac: VtepMac,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Overlay {
     options: OverlayOptions,
 }
@@ -71,7 +67,7 @@ pub enum OverlayError {
     Mode(String),
 }
 
-/// Why a Node gets no route.
+/// Why a node gets no route.
 #[derive(Debug, thiserror::Error)]
 pub enum NotAPeer {
     #[error("it is this node")]
@@ -80,12 +76,12 @@ pub enum NotAPeer {
     NoPodCidr,
     #[error("its annotation {0} is missing")]
     NoAnnotation(&'static str),
-    #[error("its annotation {BACKEND_TYPE} is {found:?}, this node uses {expected:?}")]
+    #[error("its backend type is {found:?}, this node uses {expected:?}")]
     OtherBackend {
         found: String,
         expected: &'static str,
     },
-    #[error("its annotation {BACKEND_DATA} is {text:?}")]
+    #[error("its backend data is {text:?}")]
     BadBackendData {
         text: String,
         #[source]
@@ -98,6 +94,12 @@ pub enum NotAPeer {
         annotation: &'static str,
         text: String,
     },
+    #[error("it has no public {0} address")]
+    NoAddress(&'static str),
+    #[error(
+        "its subnet {subnet} is claimed by {elder} too, whose lease is the elder: give one of them another podCIDR"
+    )]
+    Claimed { subnet: IpNetwork, elder: String },
 }
 
 impl Mode {
@@ -157,131 +159,82 @@ impl Overlay {
         &self.options
     }
 
-    /// The MAC address that this Node published before, if it did for VXLAN: peers keep it over a restart.
-    pub fn published_mac(annotations: &BTreeMap<String, String>) -> Option<VtepMac> {
-        let data: BackendData = serde_json::from_str(annotations.get(BACKEND_DATA)?).ok()?;
+    /// The MAC address that an earlier life of this node published, if it did for VXLAN: peers keep it over a restart.
+    pub fn published_mac(earlier: &Attributes) -> Option<VtepMac> {
+        let data: BackendData = serde_json::from_value(earlier.backend_data.clone()).ok()?;
         Some(data.vtep_mac)
     }
 
-    /// What this node's Node object must say, given what it says now.
-    pub fn annotations(&self, now: &BTreeMap<String, String>) -> BTreeMap<&'static str, String> {
+    /// What this node's lease must say.
+    pub fn attributes(&self) -> Attributes {
         let options = &self.options;
-        let data = match options.mode {
-            Mode::Vxlan => {
-                let data = BackendData {
-                    vni: options.vni,
-                    vtep_mac: options.mac,
-                };
-                serde_json::to_string(&data).expect("a number and a string serialize")
-            }
-            Mode::Direct => "null".to_owned(),
+        let backend_data = match options.mode {
+            Mode::Vxlan => serde_json::to_value(BackendData {
+                vni: options.vni,
+                vtep_mac: options.mac,
+            })
+            .expect("a number and a string serialize"),
+            Mode::Direct => Value::Null,
         };
-        let mut wanted = BTreeMap::from([
-            (KUBE_SUBNET_MANAGER, "true".to_owned()),
-            (BACKEND_TYPE, options.mode.backend_type().to_owned()),
-            (BACKEND_DATA, data),
-        ]);
-        let overwrite = |key| now.get(key).filter(|text| !text.is_empty()).cloned();
-        if let Some(v4) = options.underlay_v4 {
-            wanted.insert(
-                PUBLIC_IP,
-                overwrite(PUBLIC_IP_OVERWRITE).unwrap_or_else(|| v4.to_string()),
-            );
+        Attributes {
+            public_ip: options.underlay_v4,
+            // Over VXLAN both families go by the IPv4 underlay: an IPv6 one would be an invitation to use it.
+            public_ipv6: options.underlay_v6.filter(|_| options.mode == Mode::Direct),
+            backend_type: options.mode.backend_type().to_owned(),
+            backend_data,
+            backend_v6_data: Value::Null,
         }
-        // Over VXLAN both families go by the IPv4 underlay: an IPv6 one would be an invitation to use it.
-        if let (Some(v6), Mode::Direct) = (options.underlay_v6, options.mode) {
-            wanted.insert(
-                PUBLIC_IPV6,
-                overwrite(PUBLIC_IPV6_OVERWRITE).unwrap_or_else(|| v6.to_string()),
-            );
-        }
-        wanted
     }
 
-    /// What a Node, or its absence, means to the model; and if it gets no route, why.
+    /// How to reach the holder of a lease. A node is one peer over VXLAN, and one a family where packets are only
+    /// routed: the next hop of an IPv6 packet has an IPv6 address.
     ///
-    /// A node is one peer over VXLAN, and one a family where packets are only routed: the next hop of an IPv6 packet has
-    /// an IPv6 address.
-    pub fn changes(&self, name: &str, node: Option<&Node>) -> ([Change; 2], Option<NotAPeer>) {
-        let (peers, reason) = match node.map(|node| self.peers(node)) {
-            Some(Ok(peers)) => (peers, None),
-            Some(Err(reason)) => ([None, None], Some(reason)),
-            None => ([None, None], None),
-        };
-        let [first, ipv6] = peers;
-        let changes = [
-            Change::Peer(name.to_owned(), first),
-            Change::Peer(format!("{name}/ipv6"), ipv6),
-        ];
-        (changes, reason)
-    }
-
-    fn peers(&self, node: &Node) -> Result<[Option<PeerRoutes>; 2], NotAPeer> {
+    /// # Errors
+    ///
+    /// Why the holder gets no route.
+    pub fn peers(&self, lease: &Lease) -> Result<[Option<PeerRoutes>; 2], NotAPeer> {
         let options = &self.options;
-        if node.name == options.node_name {
-            return Err(NotAPeer::Own);
-        }
-        if node.pod_cidrs.is_empty() {
-            return Err(NotAPeer::NoPodCidr);
-        }
-        let annotation =
-            |key: &'static str| node.annotations.get(key).ok_or(NotAPeer::NoAnnotation(key));
-        if annotation(KUBE_SUBNET_MANAGER)? != "true" {
-            return Err(NotAPeer::NoAnnotation(KUBE_SUBNET_MANAGER));
-        }
+        let attributes = &lease.attributes;
         let expected = options.mode.backend_type();
-        let found = annotation(BACKEND_TYPE)?;
-        if found != expected {
+        if attributes.backend_type != expected {
             return Err(NotAPeer::OtherBackend {
-                found: found.clone(),
+                found: attributes.backend_type.clone(),
                 expected,
             });
         }
+        let no_v4 = NotAPeer::NoAddress("IPv4");
         if let (Mode::Vxlan, Some(own)) = (options.mode, options.underlay_v4) {
-            let remote = address(PUBLIC_IP, annotation(PUBLIC_IP)?)?;
-            let peer = self.vxlan_peer(own, remote, annotation(BACKEND_DATA)?)?;
-            return Ok([
-                Some(PeerRoutes {
-                    peer,
-                    prefixes: node.pod_cidrs.clone(),
-                }),
-                None,
-            ]);
-        }
-        let direct =
-            |v4: bool, remote: Result<IpAddr, NotAPeer>| -> Result<Option<PeerRoutes>, NotAPeer> {
-                let prefixes: Vec<_> = node
-                    .pod_cidrs
-                    .iter()
-                    .copied()
-                    .filter(|cidr| cidr.is_ipv4() == v4)
-                    .collect();
-                let has_underlay = if v4 {
-                    options.underlay_v4.is_some()
-                } else {
-                    options.underlay_v6.is_some()
-                };
-                if prefixes.is_empty() || !has_underlay {
-                    return Ok(None);
-                }
-                Ok(Some(PeerRoutes {
-                    peer: direct_peer(remote?, self.mtu()),
-                    prefixes,
-                }))
+            let remote = attributes.public_ip.ok_or(no_v4)?;
+            let routes = PeerRoutes {
+                peer: self.vxlan_peer(own, remote, &attributes.backend_data)?,
+                prefixes: lease.subnets.clone(),
             };
-        let v4 = annotation(PUBLIC_IP)
-            .and_then(|text| address::<Ipv4Addr>(PUBLIC_IP, text))
-            .map(IpAddr::V4);
-        let v6 = annotation(PUBLIC_IPV6)
-            .and_then(|text| address::<Ipv6Addr>(PUBLIC_IPV6, text))
-            .map(IpAddr::V6);
+            return Ok([Some(routes), None]);
+        }
+        let direct = |v4: bool, remote: Result<IpAddr, NotAPeer>| {
+            let of_family = |subnet: &IpNetwork| subnet.is_ipv4() == v4;
+            let prefixes: Vec<_> = lease.subnets.iter().copied().filter(of_family).collect();
+            let has_underlay = if v4 {
+                options.underlay_v4.is_some()
+            } else {
+                options.underlay_v6.is_some()
+            };
+            if prefixes.is_empty() || !has_underlay {
+                return Ok(None);
+            }
+            let peer = direct_peer(remote?, self.mtu());
+            Ok(Some(PeerRoutes { peer, prefixes }))
+        };
+        let v4 = attributes.public_ip.map(IpAddr::V4).ok_or(no_v4);
+        let v6 = attributes.public_ipv6.map(IpAddr::V6);
+        let v6 = v6.ok_or(NotAPeer::NoAddress("IPv6"));
         Ok([direct(true, v4)?, direct(false, v6)?])
     }
 
-    fn vxlan_peer(&self, own: Ipv4Addr, remote: Ipv4Addr, data: &str) -> Result<Peer, NotAPeer> {
+    fn vxlan_peer(&self, own: Ipv4Addr, remote: Ipv4Addr, data: &Value) -> Result<Peer, NotAPeer> {
         let data: BackendData =
-            serde_json::from_str(data).map_err(|source| NotAPeer::BadBackendData {
-                text: data.to_owned(),
+            serde_json::from_value(data.clone()).map_err(|source| NotAPeer::BadBackendData {
+                text: data.to_string(),
                 source,
             })?;
         let options = &self.options;
@@ -314,13 +267,6 @@ impl Overlay {
     }
 }
 
-fn address<A: FromStr>(annotation: &'static str, text: &str) -> Result<A, NotAPeer> {
-    text.parse().map_err(|_| NotAPeer::BadAddress {
-        annotation,
-        text: text.to_owned(),
-    })
-}
-
 fn direct_peer(remote: IpAddr, mtu: u32) -> Peer {
     let mut underlay_addr = [0; 16];
     let underlay_family = match remote {
@@ -344,6 +290,8 @@ fn direct_peer(remote: IpAddr, mtu: u32) -> Peer {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn overlay(mode: Mode) -> Overlay {
@@ -361,29 +309,27 @@ mod tests {
         .unwrap()
     }
 
-    fn flannel_node() -> Node {
-        let annotations = [
-            (KUBE_SUBNET_MANAGER, "true"),
-            (BACKEND_TYPE, "vxlan"),
-            (BACKEND_DATA, r#"{"VNI":1,"VtepMAC":"12:c6:65:89:b4:e3"}"#),
-            (PUBLIC_IP, "192.0.2.2"),
-        ];
-        Node {
-            name: "b".to_owned(),
-            internal_ips: vec![],
-            pod_cidrs: vec![
+    fn flannel_lease() -> Lease {
+        let attributes = Attributes {
+            public_ip: Some(Ipv4Addr::new(192, 0, 2, 2)),
+            backend_type: "vxlan".to_owned(),
+            backend_data: json!({"VNI": 1, "VtepMAC": "12:c6:65:89:b4:e3"}),
+            ..Attributes::default()
+        };
+        Lease {
+            holder: "b".to_owned(),
+            subnets: vec![
                 "10.244.2.0/24".parse().unwrap(),
                 "fd00:10:244:2::/64".parse().unwrap(),
             ],
-            annotations: annotations
-                .map(|(key, text)| (key.to_owned(), text.to_owned()))
-                .into(),
+            attributes,
+            since: 1,
         }
     }
 
     #[test]
-    fn both_pod_cidrs_of_a_flannel_node_lead_to_its_one_peer() {
-        let [routes, none] = overlay(Mode::Vxlan).peers(&flannel_node()).unwrap();
+    fn both_subnets_of_a_flannel_node_lead_to_its_one_peer() {
+        let [routes, none] = overlay(Mode::Vxlan).peers(&flannel_lease()).unwrap();
         assert_eq!(none, None);
         let routes = routes.unwrap();
         assert_eq!(routes.prefixes.len(), 2);
@@ -400,92 +346,56 @@ mod tests {
 
     #[test]
     fn a_node_behind_a_router_is_looked_for_in_the_routes() {
-        let mut node = flannel_node();
-        node.annotations
-            .insert(PUBLIC_IP.to_owned(), "192.0.2.17".to_owned());
-        let [routes, _] = overlay(Mode::Vxlan).peers(&node).unwrap();
+        let mut lease = flannel_lease();
+        lease.attributes.public_ip = Some(Ipv4Addr::new(192, 0, 2, 17));
+        let [routes, _] = overlay(Mode::Vxlan).peers(&lease).unwrap();
         assert_eq!(routes.unwrap().peer.mode, peer_mode::VXLAN);
     }
 
     #[test]
     fn what_one_node_publishes_makes_it_a_peer_of_the_other() {
         for mode in [Mode::Vxlan, Mode::Direct] {
-            let published = overlay(mode).annotations(&BTreeMap::new());
-            let annotations = published
-                .into_iter()
-                .map(|(key, text)| (key.to_owned(), text))
-                .collect();
-            let node = Node {
-                name: "a".to_owned(),
-                annotations,
-                ..flannel_node()
+            let lease = Lease {
+                attributes: overlay(mode).attributes(),
+                ..flannel_lease()
             };
             let other = Overlay::new(OverlayOptions {
                 node_name: "b".to_owned(),
                 ..overlay(mode).options
             })
             .unwrap();
-            let [first, ipv6] = other.peers(&node).unwrap();
+            let [first, ipv6] = other.peers(&lease).unwrap();
             assert_eq!(first.unwrap().peer.underlay_addr[..4], [192, 0, 2, 1]);
             let ipv6 = ipv6.map(|routes| (routes.peer.underlay_addr[0], routes.prefixes.len()));
             assert_eq!(ipv6, (mode == Mode::Direct).then_some((0x20, 1)));
-            assert!(matches!(overlay(mode).peers(&node), Err(NotAPeer::Own)));
         }
     }
 
     #[test]
     fn the_published_mac_address_is_found_again_after_a_restart() {
-        let node = flannel_node();
-        assert_eq!(
-            Overlay::published_mac(&node.annotations)
-                .unwrap()
-                .to_string(),
-            "12:c6:65:89:b4:e3"
-        );
-        assert_eq!(Overlay::published_mac(&BTreeMap::new()), None);
-    }
-
-    #[test]
-    fn the_administrators_address_is_published_in_place_of_the_uplinks() {
-        let now = BTreeMap::from([(PUBLIC_IP_OVERWRITE.to_owned(), "198.51.100.7".to_owned())]);
-        assert_eq!(
-            overlay(Mode::Vxlan).annotations(&now)[PUBLIC_IP],
-            "198.51.100.7"
-        );
+        let found = Overlay::published_mac(&flannel_lease().attributes);
+        assert_eq!(found.unwrap().to_string(), "12:c6:65:89:b4:e3");
+        assert_eq!(Overlay::published_mac(&Attributes::default()), None);
     }
 
     #[test]
     fn a_node_that_cannot_be_reached_says_why() {
-        let with = |key: &str, text: &str| {
-            let mut node = flannel_node();
-            node.annotations.insert(key.to_owned(), text.to_owned());
-            overlay(Mode::Vxlan).peers(&node).unwrap_err().to_string()
+        let with = |change: &dyn Fn(&mut Attributes)| {
+            let mut lease = flannel_lease();
+            change(&mut lease.attributes);
+            overlay(Mode::Vxlan).peers(&lease).unwrap_err().to_string()
         };
-        assert!(with(BACKEND_TYPE, "host-gw").contains("\"host-gw\", this node uses \"vxlan\""));
+        let other = with(&|attributes| attributes.backend_type = "host-gw".to_owned());
         assert!(
-            with(BACKEND_DATA, r#"{"VNI":7,"VtepMAC":"12:c6:65:89:b4:e3"}"#).contains("VNI is 7")
+            other.contains("\"host-gw\", this node uses \"vxlan\""),
+            "{other}"
         );
-        assert!(with(BACKEND_DATA, "null").contains("backend-data is \"null\""));
-        assert!(with(PUBLIC_IP, "2001:db8::1").contains("public-ip"));
-        let bare = Node {
-            annotations: BTreeMap::new(),
-            ..flannel_node()
-        };
-        assert!(
-            overlay(Mode::Vxlan)
-                .peers(&bare)
-                .unwrap_err()
-                .to_string()
-                .contains("is missing")
-        );
-        let waiting = Node {
-            pod_cidrs: vec![],
-            ..flannel_node()
-        };
-        assert!(matches!(
-            overlay(Mode::Vxlan).peers(&waiting),
-            Err(NotAPeer::NoPodCidr)
-        ));
+        let vni = with(&|attributes| attributes.backend_data["VNI"] = json!(7));
+        assert!(vni.contains("VNI is 7"), "{vni}");
+        let data = with(&|attributes| attributes.backend_data = Value::Null);
+        assert!(data.contains("backend data is \"null\""), "{data}");
+        let address = with(&|attributes| attributes.public_ip = None);
+        assert!(address.contains("no public IPv4 address"), "{address}");
     }
 
     #[test]

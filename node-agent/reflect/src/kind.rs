@@ -184,6 +184,11 @@ fn node(node: &Node, name: &str) -> node_agent_model::Node {
             .collect(),
         pod_cidrs: pod_cidrs.collect(),
         annotations: node.metadata.annotations.clone().unwrap_or_default(),
+        created: node
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map_or(0, |time| time.0.as_second()),
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use node_agent_model::{Applied, Capacity, Change, Desired, MapSink, ObjectName, plan};
-use node_agent_overlay::{Mode, Overlay, OverlayOptions, VtepMac};
+use node_agent_overlay::{Mode, Overlay, OverlayOptions, Peers, VtepMac, node_lease};
 use node_agent_reflect::{Kind, Reflected};
 use serde::Deserialize;
 
@@ -126,7 +126,7 @@ pub fn run(
 struct Agent {
     desired: Desired,
     applied: Applied,
-    overlay: Overlay,
+    peers: Peers,
     now: Duration,
 }
 
@@ -147,7 +147,7 @@ impl Agent {
         Ok(Self {
             desired: Desired::new(NODE),
             applied,
-            overlay,
+            peers: Peers::new(overlay, NODE),
             now: Duration::ZERO,
         })
     }
@@ -165,8 +165,11 @@ impl Agent {
                 self.desired.change(Change::NodeAddresses(addresses));
             }
             Reflected::Node { name, node } => {
-                let (changes, _why_not) = self.overlay.changes(name, node.as_ref());
-                for change in changes {
+                let updates = match node.as_ref().map(node_lease) {
+                    Some(Ok(lease)) => self.peers.put(lease),
+                    Some(Err(_)) | None => self.peers.remove(name),
+                };
+                for change in updates.into_iter().flat_map(|update| update.changes) {
                     self.desired.change(change);
                 }
             }

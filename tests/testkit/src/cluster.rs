@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{Machine, Node, NodeAddresses, Pod, ServiceSpec, Underlay};
+use crate::{Machine, Node, NodeAddresses, Pod, ServiceSpec, Underlay, Wrapping};
 
 /// The number of the machine that is no node.
 const OUTSIDE: u8 = 200;
@@ -44,6 +44,20 @@ impl Cluster {
             underlay,
             next_service: 1,
         })
+    }
+
+    /// Lets the overlay lay packets on the wire in another way, on every node.
+    ///
+    /// # Errors
+    ///
+    /// When a map refuses it.
+    pub fn wrap(&self, wrapping: Wrapping) -> Result<()> {
+        for node in &self.nodes {
+            let others = self.nodes.iter().map(|other| other.addresses);
+            let others = others.filter(|other| other.number != node.addresses.number);
+            node.wrap(wrapping, others)?;
+        }
+        Ok(())
     }
 
     /// Adds a pod to the node at `index`.

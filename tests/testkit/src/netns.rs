@@ -182,7 +182,8 @@ impl NetNs {
     }
 }
 
-pub(crate) fn mac_text(mac: [u8; 6]) -> String {
+/// As ip(8) writes it.
+pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 

@@ -9,14 +9,16 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use ebpf_abi::maps as names;
+use ebpf_abi::{config_flag, maps as names};
 use ipnetwork::IpNetwork;
-use node_agent_host::{HostDevice, HostDeviceSpec, Network, PodLinkSpec, apply_host_sysctls};
+use node_agent_host::{
+    HostDevice, HostDeviceSpec, Network, POD_DEVICE, PodLinkSpec, apply_host_sysctls,
+};
 use node_agent_maps::{Attached, Dataplane, Maps, Options};
 use node_agent_model::{MapOp, MapSink};
 
 use crate::{
-    Bpffs, Cgroup, Machine, NetNs, NodeAddresses, Pod, SERVICE_CIDRS, Underlay,
+    Bpffs, Cgroup, Machine, NetNs, NodeAddresses, Pod, SERVICE_CIDRS, Underlay, Wrapping,
     plan::{NAT_PORTS, OVERHEAD},
     pod::PodInner,
 };
@@ -183,9 +185,11 @@ impl Node {
             uid: name.clone(),
             namespace: "default".into(),
             name,
+            device: POD_DEVICE.into(),
             ips: vec![ipv4.into(), ipv6.into()],
             gateways: vec![addresses.pod_v4(1).into(), addresses.pod_v6(1).into()],
             mtu: self.underlay_mtu - OVERHEAD,
+            sysctls: BTreeMap::new(),
         };
         let path = netns.path();
         let link = self
@@ -226,6 +230,34 @@ impl Node {
             .copied()
             .collect();
         self.set_host_routes(&all)
+    }
+
+    /// Lets the overlay lay packets to and from others on the wire in another way.
+    ///
+    /// # Errors
+    ///
+    /// When a map refuses it.
+    pub fn wrap(
+        &self,
+        wrapping: Wrapping,
+        others: impl Iterator<Item = NodeAddresses>,
+    ) -> Result<()> {
+        let mut config = self.addresses.config(
+            self.machine.ifindex,
+            self.host_device.ifindex,
+            self.underlay_mtu,
+        );
+        if wrapping.bare {
+            config.flags |= config_flag::OVERLAY_UDP;
+        }
+        let peers = others.map(|other| MapOp::Peer {
+            id: other.number.into(),
+            peer: wrapping.peer(self.addresses, other, self.underlay_mtu),
+        });
+        let ops: Vec<MapOp> = std::iter::once(MapOp::Config(config))
+            .chain(peers)
+            .collect();
+        self.apply(&ops)
     }
 
     /// Loads and attaches anew, as an agent that restarts: what happened to each link.

@@ -127,7 +127,7 @@ impl NodeAddresses {
         vec![
             MapOp::Peer {
                 id,
-                peer: vxlan_peer(self, other, underlay_mtu),
+                peer: Wrapping::default().peer(self, other, underlay_mtu),
             },
             MapOp::V4(FamilyOp::Route { key: v4, route }),
             MapOp::V6(FamilyOp::Route { key: v6, route }),
@@ -135,40 +135,90 @@ impl NodeAddresses {
     }
 }
 
-/// The VXLAN header from one node to another, as RFC 7348 section 5 draws it, with flannel's values.
-pub fn vxlan_peer(own: NodeAddresses, other: NodeAddresses, underlay_mtu: u32) -> Peer {
-    let mut bytes = Vec::with_capacity(72);
-    // IPv4: version and length, TOS, total length, id, flags, TTL, UDP, checksum, addresses.
-    bytes.extend([0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0]);
-    bytes.extend(own.underlay_v4().octets());
-    bytes.extend(other.underlay_v4().octets());
-    let header_sum = bytes.chunks_exact(2).fold(0, |sum, word| {
-        sum + u32::from(u16::from_be_bytes([word[0], word[1]]))
-    });
-    // UDP: source port, destination port, length, checksum.
-    bytes.extend([0, 0]);
-    bytes.extend(VXLAN_PORT.to_be_bytes());
-    bytes.extend([0, 0, 0, 0]);
-    // VXLAN: flags (VNI valid), reserved, VNI, reserved.
-    bytes.extend([8, 0, 0, 0]);
-    bytes.extend((VNI << 8).to_be_bytes());
-    bytes.extend(other.vtep_mac());
-    bytes.extend(own.vtep_mac());
-    bytes.extend([0, 0]);
-    let header_len = bytes.len() as u16;
-    bytes.resize(72, 0);
+/// How the overlay lays packets on the wire.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wrapping {
+    /// Bare packets in UDP instead of VXLAN.
+    pub bare: bool,
+    /// Over the IPv6 underlay.
+    pub ipv6: bool,
+}
 
-    let mut underlay_addr = [0; 16];
-    underlay_addr[..4].copy_from_slice(&other.underlay_v4().octets());
-    Peer {
-        header: bytes.try_into().expect("resized to 72 bytes"),
-        header_sum: (header_sum & 0xffff) + (header_sum >> 16),
-        header_len,
-        mode: peer_mode::VXLAN,
-        underlay_family: 2,
-        underlay_addr,
-        mtu: underlay_mtu - OVERHEAD,
-        pad: 0,
+impl Wrapping {
+    pub const ALL: [Self; 4] = [
+        Self {
+            bare: false,
+            ipv6: false,
+        },
+        Self {
+            bare: false,
+            ipv6: true,
+        },
+        Self {
+            bare: true,
+            ipv6: false,
+        },
+        Self {
+            bare: true,
+            ipv6: true,
+        },
+    ];
+
+    /// Largest inner packet, in bytes.
+    pub fn mtu(self, underlay_mtu: u32) -> u32 {
+        let ip = if self.ipv6 { 40 } else { 20 };
+        underlay_mtu - ip - if self.bare { 8 } else { 30 }
+    }
+
+    /// The header from one node to another, as RFC 7348 section 5 draws it, with flannel's values.
+    pub fn peer(self, own: NodeAddresses, other: NodeAddresses, underlay_mtu: u32) -> Peer {
+        let mut bytes = Vec::with_capacity(72);
+        let mut header_sum = 0;
+        let mut underlay_addr = [0; 16];
+        if self.ipv6 {
+            // Version, traffic class and flow label, payload length, UDP, hop limit, addresses.
+            bytes.extend([0x60, 0, 0, 0, 0, 0, 17, 64]);
+            bytes.extend(own.underlay_v6().octets());
+            bytes.extend(other.underlay_v6().octets());
+            underlay_addr = other.underlay_v6().octets();
+        } else {
+            // Version and length, TOS, total length, id, flags, TTL, UDP, checksum, addresses.
+            bytes.extend([0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0]);
+            bytes.extend(own.underlay_v4().octets());
+            bytes.extend(other.underlay_v4().octets());
+            header_sum = bytes.chunks_exact(2).fold(0, |sum, word| {
+                sum + u32::from(u16::from_be_bytes([word[0], word[1]]))
+            });
+            underlay_addr[..4].copy_from_slice(&other.underlay_v4().octets());
+        }
+        // UDP: source port, destination port, length, checksum.
+        bytes.extend([0, 0]);
+        bytes.extend(VXLAN_PORT.to_be_bytes());
+        bytes.extend([0, 0, 0, 0]);
+        if !self.bare {
+            // VXLAN: flags (VNI valid), reserved, VNI, reserved.
+            bytes.extend([8, 0, 0, 0]);
+            bytes.extend((VNI << 8).to_be_bytes());
+            bytes.extend(other.vtep_mac());
+            bytes.extend(own.vtep_mac());
+            bytes.extend([0, 0]);
+        }
+        let header_len = bytes.len() as u16;
+        bytes.resize(72, 0);
+        Peer {
+            header: bytes.try_into().expect("resized to 72 bytes"),
+            header_sum: (header_sum & 0xffff) + (header_sum >> 16),
+            header_len,
+            mode: if self.bare {
+                peer_mode::UDP
+            } else {
+                peer_mode::VXLAN
+            },
+            underlay_family: if self.ipv6 { 10 } else { 2 },
+            underlay_addr,
+            mtu: self.mtu(underlay_mtu),
+            pad: 0,
+        }
     }
 }
 

@@ -12,8 +12,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use nix::sys::socket::{Shutdown, shutdown};
+
+use crate::{NetNs, Pod};
 
 /// How long a client waits: far longer than any answer takes, far shorter than TCP's own patience.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -197,4 +199,66 @@ fn echo(mut stream: TcpStream, greeting: &str) {
         io::copy(&mut reader, &mut stream).ok();
     }
     stream.shutdown(std::net::Shutdown::Write).ok();
+}
+
+/// Where a client or a server runs.
+pub trait Place {
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T;
+}
+
+impl Place for Pod {
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        Pod::run(self, work)
+    }
+}
+
+impl Place for NetNs {
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        NetNs::run(self, work)
+    }
+}
+
+/// Sends `bytes` one way by TCP and answers what arrived.
+///
+/// # Errors
+///
+/// When the connection cannot be made or stalls for ten seconds.
+pub fn stream(
+    from: &impl Place,
+    to: &impl Place,
+    listen: SocketAddr,
+    connect: SocketAddr,
+    bytes: &[u8],
+) -> Result<Vec<u8>> {
+    const STALLED: Option<Duration> = Some(Duration::from_secs(10));
+    let listener = to.run(|| TcpListener::bind(listen))?;
+    let length = bytes.len();
+    let receiver = thread::spawn(move || -> Result<Vec<u8>> {
+        let (mut stream, _) = listener.accept().context("accept")?;
+        stream.set_read_timeout(STALLED)?;
+        let mut arrived = Vec::with_capacity(length);
+        stream.read_to_end(&mut arrived).context("receive")?;
+        Ok(arrived)
+    });
+    from.run(|| -> Result<()> {
+        let mut stream = TcpStream::connect_timeout(&connect, PATIENCE).context("connect")?;
+        stream.set_write_timeout(STALLED)?;
+        stream.write_all(bytes).context("send")
+    })?;
+    receiver
+        .join()
+        .map_err(|_| anyhow!("the receiver panicked"))?
+}
+
+/// Bytes without a pattern that a shifted or doubled segment would keep.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
 }

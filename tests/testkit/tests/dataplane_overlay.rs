@@ -1,18 +1,11 @@
 //! Pods on two nodes and beyond: real packets through the overlay, in both families.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::{
-    collections::hash_map::DefaultHasher,
-    hash::Hasher,
-    io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    thread,
-    time::Duration,
-};
+use std::net::{IpAddr, SocketAddr};
 
 use tests_testkit::{
-    Cluster, Pod, ServiceSpec, is_root, skip,
-    traffic::{Server, ask_tcp, ask_udp},
+    Cluster, Node, Pod, ServiceSpec, Wrapping, is_root, skip,
+    traffic::{Server, ask_tcp, ask_udp, noise, stream},
 };
 
 /// Two nodes with a pod each.
@@ -28,7 +21,7 @@ fn addresses(pod: &Pod, port: u16) -> [SocketAddr; 2] {
 }
 
 fn drops(cluster: &Cluster) -> Vec<(u8, &'static str, u64)> {
-    let of_node = |node: &tests_testkit::Node| {
+    let of_node = |node: &Node| {
         let drops = node.maps().drops().unwrap();
         let number = node.addresses.number;
         drops
@@ -130,32 +123,6 @@ fn packets_longer_than_the_mtu_arrive_in_fragments() {
     assert_eq!(drops(&cluster), []);
 }
 
-/// Sends `bytes` one way and answers the hash of what arrived.
-fn stream(from: &Pod, to: &Pod, listen: SocketAddr, connect: SocketAddr, bytes: &[u8]) -> u64 {
-    let listener = to.run(|| TcpListener::bind(listen)).unwrap();
-    let receiver = thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
-        let (mut hasher, mut buffer) = (DefaultHasher::new(), vec![0; 65536]);
-        loop {
-            match stream.read(&mut buffer).unwrap() {
-                0 => return hasher.finish(),
-                count => hasher.write(&buffer[..count]),
-            }
-        }
-    });
-    from.run(|| {
-        let mut stream = TcpStream::connect_timeout(&connect, Duration::from_secs(5)).unwrap();
-        stream
-            .set_write_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
-        stream.write_all(bytes).unwrap();
-    });
-    receiver.join().unwrap()
-}
-
 /// Packets that a pod's interface sent.
 fn sent_packets(pod: &Pod) -> usize {
     let table = pod
@@ -166,25 +133,6 @@ fn sent_packets(pod: &Pod) -> usize {
         .find_map(|line| line.trim().strip_prefix("eth0:"))
         .unwrap();
     line.split_whitespace().nth(9).unwrap().parse().unwrap()
-}
-
-/// Bytes without a pattern that a shifted or doubled segment would keep.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    (0..length)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state as u8
-        })
-        .collect()
-}
-
-fn hash(bytes: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(bytes);
-    hasher.finish()
 }
 
 #[test]
@@ -205,8 +153,8 @@ fn a_stream_arrives_whole_with_and_without_segmentation_offload() {
             cluster.publish(&ServiceSpec::tcp(vip, [addr])).unwrap();
             for to in [addr, vip] {
                 let before = sent_packets(&a);
-                let arrived = stream(&a, &b, addr, to, &bytes);
-                assert_eq!(arrived, hash(&bytes), "to {to}, offload {offload}");
+                let arrived = stream(&a, &b, addr, to, &bytes).unwrap();
+                assert!(arrived == bytes, "to {to}, offload {offload}");
                 // Whole super-packets, or one packet for each segment.
                 let (sent, segments) = (sent_packets(&a) - before, bytes.len() / 1450);
                 assert_eq!(
@@ -226,16 +174,52 @@ fn a_stream_arrives_whole_with_and_without_segmentation_offload() {
 }
 
 #[test]
+fn every_way_of_wrapping_carries_datagrams_fragments_and_streams() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let (cluster, [a, b]) = two_pods();
+    let bytes = noise(8 << 20);
+    for (wrapping, port) in Wrapping::ALL.into_iter().zip(8080..) {
+        cluster.wrap(wrapping).unwrap();
+        for (pod, node) in [&a, &b].into_iter().zip(&cluster.nodes) {
+            set_mtu(node, pod, wrapping.mtu(1500));
+        }
+        for addr in addresses(&b, port) {
+            let explain = |what: &str| format!("{what} to {addr} by {wrapping:?}");
+            let arrived = stream(&a, &b, addr, addr, &bytes)
+                .unwrap_or_else(|error| panic!("{}: {error}", explain("stream")));
+            assert!(arrived == bytes, "{}", explain("stream"));
+            let _udp = b.run(|| Server::udp(addr, "udp")).unwrap();
+            for length in [0, 1, 1300, 20000] {
+                let answer = a.run(|| ask_udp(addr, length)).unwrap_or_else(|error| {
+                    panic!("{}: {error}: {:?}", explain("UDP"), drops(&cluster))
+                });
+                assert_eq!(
+                    answer.client.ip(),
+                    a.ip_for(addr.ip()),
+                    "{}",
+                    explain("UDP")
+                );
+            }
+        }
+    }
+    assert_eq!(drops(&cluster), []);
+}
+
+fn set_mtu(node: &Node, pod: &Pod, mtu: u32) {
+    pod.netns().ip(&format!("link set eth0 mtu {mtu}")).unwrap();
+    let host_side = format!("link set {} mtu {mtu}", pod.ifname());
+    node.netns().ip(&host_side).unwrap();
+}
+
+#[test]
 fn a_pod_that_sends_too_long_packets_is_told_the_mtu() {
     if !is_root() {
         return skip("needs root");
     }
     let (cluster, [a, b]) = two_pods();
-    a.netns().ip("link set eth0 mtu 1500").unwrap();
-    cluster.nodes[0]
-        .netns()
-        .ip(&format!("link set {} mtu 1500", a.ifname()))
-        .unwrap();
+    set_mtu(&cluster.nodes[0], &a, 1500);
     for addr in addresses(&b, 8080) {
         let _udp = b.run(|| Server::udp(addr, "udp")).unwrap();
         // The first packet is too long for the overlay and lost; its sender learns why, and cuts the next.
@@ -247,7 +231,10 @@ fn a_pod_that_sends_too_long_packets_is_told_the_mtu() {
     // TCP learns it too.
     let bytes = noise(1 << 20);
     for addr in addresses(&b, 8081) {
-        assert_eq!(stream(&a, &b, addr, addr, &bytes), hash(&bytes), "{addr}");
+        assert!(
+            stream(&a, &b, addr, addr, &bytes).unwrap() == bytes,
+            "{addr}"
+        );
     }
 }
 

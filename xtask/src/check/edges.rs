@@ -82,7 +82,7 @@ const RULES: &[Rule] = &[
         because: "the reconciler sees the maps through model's MapSink only",
     },
     Rule {
-        from: &["node-agent/host/", "node-agent/maps/"],
+        from: &["node-agent/host/", "node-agent/cni/", "node-agent/maps/"],
         to: &["kube", "k8s-openapi"],
         except_from: &[],
         because: "on the node only reflect, overlay, kubelet and the daemon know Kubernetes types",

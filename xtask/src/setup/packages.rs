@@ -51,6 +51,27 @@ pub const TOOLS: &[Package] = &[
         purpose: "container images of the tests",
     },
     Package {
+        // Newer Debians call it as the program is called.
+        names: &["etcd-server", "etcd"],
+        shown_by: Evidence::Program("etcd"),
+        purpose: "the store of the tests with etcd",
+    },
+    Package {
+        names: &["protobuf-compiler"],
+        shown_by: Evidence::Program("protoc"),
+        purpose: "builds the client of etcd",
+    },
+    Package {
+        names: &["libprotobuf-dev"],
+        shown_by: Evidence::File("/usr/include/google/protobuf/descriptor.proto"),
+        purpose: "builds the client of etcd",
+    },
+    Package {
+        names: &["containernetworking-plugins"],
+        shown_by: Evidence::File("/usr/lib/cni/ptp"),
+        purpose: "CNI plugins that ours is compared with",
+    },
+    Package {
         names: &["nftables"],
         shown_by: Evidence::Program("nft"),
         purpose: "shows that no rule was made",

@@ -165,7 +165,7 @@ impl TestNode {
         let wiring = PodWiring {
             network: self.network.clone(),
             ipam: self.ipam.clone(),
-            mtu: 1450,
+            mtu: Arc::new(1450.into()),
             hook: Arc::new(KernelRoutes {
                 calls: self.calls.clone(),
             }),

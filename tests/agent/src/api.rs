@@ -1,0 +1,166 @@
+//! An API server on a machine of the underlay.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use control_plane_registry::{Options, Registry};
+use control_plane_store::{EmbeddedStore, embedded};
+use k8s_openapi::api::core::v1::{Event, Node};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Client, Config};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tests_testkit::{Machine, Underlay};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
+
+/// The machine's number on the underlay.
+const NUMBER: u8 = 250;
+
+/// A running API server over an empty store; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Api {
+    address: SocketAddr,
+    /// Its threads live in the machine's network namespace.
+    runtime: Option<Runtime>,
+    _machine: Machine,
+    _directory: TempDir,
+}
+
+impl Api {
+    /// # Errors
+    ///
+    /// When the server cannot start.
+    pub fn start(underlay: &Underlay) -> Result<Self> {
+        let machine = underlay.machine(NUMBER)?;
+        let directory = tempfile::tempdir().context("make a temporary folder")?;
+        let runtime = machine.run(|| {
+            Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+        })?;
+        let store = directory.path().join("store.redb");
+        let address = SocketAddr::from((machine.ipv4, 6443));
+        let serving = async move {
+            let store = EmbeddedStore::open(store, embedded::Options::default())?;
+            let registry = Registry::open(Arc::new(store), Options::default()).await?;
+            let listener = TcpListener::bind(address).await?;
+            let (stop, stopping) = watch::channel(false);
+            let app = control_plane_apiserver::app(registry, stopping.clone());
+            tokio::spawn(async move {
+                // Nobody tells it to stop: it goes with the runtime.
+                let _stop = stop;
+                control_plane_apiserver::serve(listener, app, stopping).await
+            });
+            anyhow::Ok(())
+        };
+        runtime.block_on(runtime.spawn(serving))??;
+        Ok(Self {
+            address,
+            runtime: Some(runtime),
+            _machine: machine,
+            _directory: directory,
+        })
+    }
+
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Runs `work` with a client of this server.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`.
+    pub fn ask<T, F>(&self, work: impl FnOnce(Client) -> F + Send + 'static) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send,
+    {
+        let url = self.url().parse().context("the URL")?;
+        let runtime = self.runtime.as_ref().context("it was stopped")?;
+        runtime.block_on(runtime.spawn(async move {
+            let client = Client::try_from(Config::new(url))?;
+            work(client).await
+        }))?
+    }
+
+    /// Makes a Node as another kubelet would have.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses it.
+    pub fn add_node(&self, name: &str, pod_cidrs: &[&str], annotations: Value) -> Result<()> {
+        let node = json!({"metadata": {"name": name, "annotations": annotations},
+            "spec": {"podCIDR": pod_cidrs.first(), "podCIDRs": pod_cidrs}});
+        self.ask(async move |client| {
+            let node: Node = serde_json::from_value(node)?;
+            let nodes = kube::Api::all(client);
+            nodes.create(&PostParams::default(), &node).await?;
+            Ok(())
+        })
+    }
+
+    /// # Errors
+    ///
+    /// When the server refuses it.
+    pub fn patch_node(&self, name: &str, patch: Value) -> Result<()> {
+        let name = name.to_owned();
+        self.ask(async move |client| {
+            let nodes: kube::Api<Node> = kube::Api::all(client);
+            let patch = Patch::Merge(patch);
+            nodes.patch(&name, &PatchParams::default(), &patch).await?;
+            Ok(())
+        })
+    }
+
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn delete_node(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        self.ask(async move |client| {
+            let nodes: kube::Api<Node> = kube::Api::all(client);
+            nodes.delete(&name, &DeleteParams::default()).await?;
+            Ok(())
+        })
+    }
+
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn node(&self, name: &str) -> Result<Node> {
+        let name = name.to_owned();
+        self.ask(async move |client| Ok(kube::Api::all(client).get(&name).await?))
+    }
+
+    /// The reasons and messages of the events in `default`.
+    ///
+    /// # Errors
+    ///
+    /// When the server does not answer.
+    pub fn events(&self) -> Result<Vec<(String, String)>> {
+        self.ask(async move |client| {
+            let events: kube::Api<Event> = kube::Api::default_namespaced(client);
+            let list = events.list(&ListParams::default()).await?;
+            let text = |text: Option<String>| text.unwrap_or_default();
+            Ok(list
+                .items
+                .into_iter()
+                .map(|event| (text(event.reason), text(event.message)))
+                .collect())
+        })
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}

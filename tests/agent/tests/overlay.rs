@@ -1,0 +1,206 @@
+//! Many nodes, and nodes that contradict each other.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tests_agent::{Agent, Api, eventually};
+use tests_testkit::{NetNs, Underlay, is_root, skip};
+
+fn attach(agent: &Agent, container: &str) -> Result<(NetNs, IpAddr)> {
+    let netns = NetNs::new()?;
+    let conf = agent.plugin().conf("1.1.0", &json!({}));
+    let result = agent
+        .plugin()
+        .call("ADD", container, &netns.path(), &conf)?;
+    let text = result["ips"][0]["address"].as_str().context("no address")?;
+    Ok((netns, text.split('/').next().unwrap_or_default().parse()?))
+}
+
+fn start(underlay: &Underlay, api: &Api, number: u8) -> Agent {
+    let name = format!("n{number}");
+    api.add_node(&name, &[&format!("10.244.{number}.0/24")], json!({}))
+        .unwrap();
+    let mut agent =
+        Agent::start(&name, underlay.machine(number).unwrap(), &api.url(), &[]).unwrap();
+    agent.wait_ready().unwrap();
+    agent
+}
+
+/// What flannel writes on a Node.
+fn flannel(public_ip: &str) -> Value {
+    json!({
+        "flannel.alpha.coreos.com/kube-subnet-manager": "true",
+        "flannel.alpha.coreos.com/backend-type": "vxlan",
+        "flannel.alpha.coreos.com/backend-data": r#"{"VNI":1,"VtepMAC":"12:c6:65:89:b4:e3"}"#,
+        "flannel.alpha.coreos.com/public-ip": public_ip,
+    })
+}
+
+fn without_root() -> bool {
+    let missing = !is_root();
+    if missing {
+        skip("making network namespaces needs root");
+    }
+    missing
+}
+
+#[test]
+fn a_subnet_that_two_nodes_claim_goes_to_the_elder_and_both_are_named() {
+    if without_root() {
+        return;
+    }
+    let underlay = Underlay::new(1500).unwrap();
+    let api = Api::start(&underlay).unwrap();
+    let (one, two) = (start(&underlay, &api, 1), start(&underlay, &api, 2));
+    let ((client, _), (server, ip)) = (attach(&one, "c1").unwrap(), attach(&two, "c2").unwrap());
+    let talk = || -> Result<()> {
+        let listener = server.run(|| TcpListener::bind((ip, 0)))?;
+        let address = listener.local_addr()?;
+        client.run(|| TcpStream::connect_timeout(&address, Duration::from_millis(1500)))?;
+        Ok(())
+    };
+    eventually("the first connection", talk).unwrap();
+    // Ages are counted in seconds.
+    std::thread::sleep(Duration::from_millis(1100));
+    api.add_node("thief", &["10.244.2.0/25"], flannel("192.0.2.66"))
+        .unwrap();
+    eventually("the conflict is reported", || {
+        let events = api.events()?;
+        let claims = events.iter().filter(|(reason, message)| {
+            reason == "SubnetClaimedTwice" && message.contains("thief") && message.contains("n2")
+        });
+        let count = claims.count();
+        ensure!(count >= 2, "both nodes say it: {events:?}");
+        Ok(())
+    })
+    .unwrap();
+    for _ in 0..20 {
+        talk().unwrap();
+    }
+    let routes = one.ip("route show dev fairlead0").unwrap();
+    assert!(!routes.contains("10.244.2.0/25"), "{routes}");
+    // Where the elder goes, the younger is reached.
+    api.delete_node("n2").unwrap();
+    eventually("the younger has it", || {
+        let routes = one.ip("route show dev fairlead0")?;
+        ensure!(routes.contains("10.244.2.0/25"), "{routes}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_thousand_nodes_that_join_at_once_disturb_no_connection_between_others() {
+    if without_root() {
+        return;
+    }
+    const NODES: usize = 1000;
+    let underlay = Underlay::new(1500).unwrap();
+    let api = Api::start(&underlay).unwrap();
+    let (one, two) = (start(&underlay, &api, 1), start(&underlay, &api, 2));
+    let ((client, _), (server, ip)) = (attach(&one, "c1").unwrap(), attach(&two, "c2").unwrap());
+    eventually("the peer is known", || {
+        let routes = one.ip("route show dev fairlead0")?;
+        ensure!(routes.contains("10.244.2.0/24"), "{routes}");
+        Ok(())
+    })
+    .unwrap();
+    let listener = server.run(|| TcpListener::bind((ip, 0))).unwrap();
+    let address = listener.local_addr().unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut byte = [0];
+            while stream.read(&mut byte).unwrap() == 1 {
+                stream.write_all(&byte).unwrap();
+            }
+        });
+        let talking = scope.spawn(|| {
+            let mut stream = client.run(|| TcpStream::connect(address)).unwrap();
+            stream.set_nodelay(true).unwrap();
+            stream
+                .set_read_timeout(Some(Duration::from_secs(5)))
+                .unwrap();
+            let (mut exchanges, mut longest) = (0_u64, Duration::ZERO);
+            while !over.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                stream.write_all(&[7]).unwrap();
+                stream.read_exact(&mut [0]).unwrap();
+                longest = longest.max(begun.elapsed());
+                exchanges += 1;
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            (exchanges, longest)
+        });
+        let begun = Instant::now();
+        let joined = join(&api, NODES);
+        let reached = joined.and_then(|()| {
+            eventually("all nodes have routes", || {
+                let routes = one.ip("route show dev fairlead0")?;
+                let count = routes
+                    .lines()
+                    .filter(|line| line.starts_with("10.100."))
+                    .count()
+                    + routes
+                        .lines()
+                        .filter(|line| line.starts_with("10.101."))
+                        .count()
+                    + routes
+                        .lines()
+                        .filter(|line| line.starts_with("10.102."))
+                        .count()
+                    + routes
+                        .lines()
+                        .filter(|line| line.starts_with("10.103."))
+                        .count();
+                ensure!(count == NODES, "{count}");
+                Ok(())
+            })
+        });
+        let took = begun.elapsed();
+        over.store(true, Ordering::Relaxed);
+        let (exchanges, longest) = talking.join().unwrap();
+        reached.unwrap();
+        println!(
+            "{NODES} nodes joined and were reached in {took:?}; meanwhile {exchanges} exchanges, the longest {longest:?}"
+        );
+        assert!(exchanges > 100);
+    });
+    let peers: BTreeSet<String> = one
+        .ip("route show dev fairlead0")
+        .unwrap()
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    // The thousand, both nodes and the services.
+    assert_eq!(peers.len(), NODES + 3, "{peers:?}");
+}
+
+/// Makes Nodes as fast as the API server takes them.
+fn join(api: &Api, nodes: usize) -> Result<()> {
+    api.ask(async move |client| {
+        let nodes_api: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(client);
+        let mut joining = tokio::task::JoinSet::new();
+        for number in 0..nodes {
+            let cidr = format!("10.{}.{}.0/24", 100 + number / 256, number % 256);
+            let ip = format!("198.51.{}.{}", 100 + number / 250, number % 250 + 1);
+            let node = serde_json::from_value(json!({
+                "metadata": {"name": format!("join{number}"), "annotations": flannel(&ip)},
+                "spec": {"podCIDR": cidr, "podCIDRs": [cidr]},
+            }))?;
+            let nodes_api = nodes_api.clone();
+            joining.spawn(async move { nodes_api.create(&Default::default(), &node).await });
+        }
+        while let Some(made) = joining.join_next().await {
+            made??;
+        }
+        Ok(())
+    })
+}
