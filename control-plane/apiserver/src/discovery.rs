@@ -1,18 +1,18 @@
 //! Which groups, versions and resources there are: the aggregated documents of `apidiscovery.k8s.io/v2`, and the old ones
 //! that some clients still read.
 
+use axum::extract::State;
 use axum::response::Response;
-use control_plane_registry::kinds;
-use control_plane_registry::{Kind, Subresource};
+use control_plane_registry::{Kind, Kinds, Subresource};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
-use crate::{negotiate, respond};
+use crate::{Api, negotiate, respond};
 
 /// `/api`.
-pub async fn core(headers: HeaderMap) -> Response {
+pub async fn core(State(api): State<Api>, headers: HeaderMap) -> Response {
     if negotiate::wants_aggregated(&headers) {
-        return aggregated(|group| group.is_empty());
+        return aggregated(&api.registry.kinds(), |group| group.is_empty());
     }
     let body = json!({
         "kind": "APIVersions",
@@ -23,27 +23,29 @@ pub async fn core(headers: HeaderMap) -> Response {
 }
 
 /// `/apis`.
-pub async fn groups(headers: HeaderMap) -> Response {
+pub async fn groups(State(api): State<Api>, headers: HeaderMap) -> Response {
+    let kinds = api.registry.kinds();
     if negotiate::wants_aggregated(&headers) {
-        return aggregated(|group| !group.is_empty());
+        return aggregated(&kinds, |group| !group.is_empty());
     }
-    let groups: Vec<Value> = group_names().iter().map(|g| group_value(g)).collect();
+    let groups = group_names(&kinds).into_iter();
+    let groups: Vec<Value> = groups.map(|g| group_value(&kinds, g)).collect();
     let body = json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups});
     vary(respond::json(StatusCode::OK, &body))
 }
 
 /// `/apis/GROUP`.
-pub fn group(name: &str) -> Response {
-    let mut body = group_value(name);
+pub fn group(kinds: &Kinds, name: &str) -> Response {
+    let mut body = group_value(kinds, name);
     body["kind"] = "APIGroup".into();
     body["apiVersion"] = "v1".into();
     respond::json(StatusCode::OK, &body)
 }
 
 /// `/api/v1`, `/apis/GROUP/VERSION`: an `APIResourceList`.
-pub fn legacy(group: &str, version: &str) -> Response {
+pub fn legacy(kinds: &Kinds, group: &str, version: &str) -> Response {
     let mut resources = Vec::new();
-    for kind in of(group, version) {
+    for kind in kinds.of(group, version) {
         let mut entry = json!({
             "name": kind.plural,
             "singularName": kind.singular,
@@ -84,9 +86,9 @@ pub fn legacy(group: &str, version: &str) -> Response {
 }
 
 /// `/`: the paths that there are.
-pub fn root_paths() -> Value {
+pub fn root_paths(kinds: &Kinds) -> Value {
     let mut paths = vec!["/api".to_owned(), "/api/v1".to_owned(), "/apis".to_owned()];
-    for (group, version) in kinds::group_versions() {
+    for (group, version) in kinds.group_versions() {
         if !group.is_empty() {
             paths.push(format!("/apis/{group}"));
             paths.push(format!("/apis/{group}/{version}"));
@@ -114,18 +116,13 @@ pub fn group_version(group: &str, version: &str) -> String {
     }
 }
 
-/// The kinds of a group and version.
-pub fn of(group: &str, version: &str) -> impl Iterator<Item = &'static Kind> {
-    kinds::all().filter(move |k| k.group == group && k.version == version)
-}
-
-fn aggregated(wanted: impl Fn(&str) -> bool) -> Response {
+fn aggregated(kinds: &Kinds, wanted: impl Fn(&str) -> bool) -> Response {
     let mut items: Vec<Value> = Vec::new();
-    for (group, version) in kinds::group_versions() {
+    for (group, version) in kinds.group_versions() {
         if !wanted(group) {
             continue;
         }
-        let resources: Vec<Value> = of(group, version).map(resource).collect();
+        let resources: Vec<Value> = kinds.of(group, version).map(resource).collect();
         let entry = json!({"version": version, "freshness": "Current", "resources": resources});
         match items.iter_mut().find(|i| i["metadata"]["name"] == group) {
             Some(item) => {
@@ -207,9 +204,9 @@ fn subresource_kind(
     }
 }
 
-fn group_names() -> Vec<&'static str> {
+fn group_names(kinds: &Kinds) -> Vec<&'static str> {
     let mut names: Vec<_> = Vec::new();
-    for (group, _) in kinds::group_versions() {
+    for (group, _) in kinds.group_versions() {
         if !group.is_empty() && !names.contains(&group) {
             names.push(group);
         }
@@ -217,8 +214,8 @@ fn group_names() -> Vec<&'static str> {
     names
 }
 
-fn group_value(name: &str) -> Value {
-    let versions: Vec<Value> = kinds::group_versions()
+fn group_value(kinds: &Kinds, name: &str) -> Value {
+    let versions: Vec<Value> = kinds.group_versions()
         .into_iter()
         .filter(|(group, _)| *group == name)
         .map(|(group, version)| {

@@ -47,7 +47,7 @@ pub(crate) struct Api {
 pub fn app(registry: Registry, stopping: signal::Receiver<bool>) -> Router {
     let api = Api {
         registry,
-        documents: Arc::new(Documents::new()),
+        documents: Arc::default(),
         metrics: Arc::new(Metrics::default()),
         stopping,
     };
@@ -70,11 +70,12 @@ pub fn app(registry: Registry, stopping: signal::Receiver<bool>) -> Router {
 /// Everything below `/api/` and `/apis/`.
 async fn resource(State(api): State<Api>, request: Request) -> Response {
     let path = request.uri().path().to_owned();
-    match path::parse(&path) {
+    let kinds = api.registry.kinds();
+    match path::parse(&kinds, &path) {
         path::Parsed::Resource(target) => verbs::handle(api, target, request).await,
-        path::Parsed::Versions { group, version } => discovery::legacy(group, version),
-        path::Parsed::Group(group) => discovery::group(group),
-        path::Parsed::Root => respond::json(StatusCode::OK, &discovery::root_paths()),
+        path::Parsed::Versions { group, version } => discovery::legacy(&kinds, group, version),
+        path::Parsed::Group(group) => discovery::group(&kinds, group),
+        path::Parsed::Root => respond::json(StatusCode::OK, &discovery::root_paths(&kinds)),
         path::Parsed::UnknownResource => {
             respond::error(&control_plane_registry::ApiError::unknown_resource())
         }

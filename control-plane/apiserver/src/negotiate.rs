@@ -130,6 +130,11 @@ pub fn patch_type(headers: &HeaderMap) -> Result<Option<PatchType>> {
     }
 }
 
+/// Custom resources have no merge keys.
+pub fn no_strategic_patch() -> ApiError {
+    ApiError::unsupported_media_type(&PATCHES[..3])
+}
+
 fn media_type(headers: &HeaderMap) -> &str {
     headers
         .get(header::CONTENT_TYPE)

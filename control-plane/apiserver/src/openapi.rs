@@ -1,31 +1,36 @@
 //! `/openapi/v3`: one document for each group and version, with the operations and the schemas that clients look for.
 //!
 //! Before it sends an object kubectl looks for a `patch` operation of its kind with a `fieldValidation` parameter;
-//! `explain` and three-way patches read the schemas. The documents are made once: they only change with the binary, so
-//! a client that asks by hash may keep them for good.
+//! `explain` and three-way patches read the schemas. A client that asks by
+//! hash may keep a document for good.
+
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
 use control_plane_registry::schema::schema;
-use control_plane_registry::{Kind, Subresource, kinds};
+use control_plane_registry::{Kind, Kinds, Subresource, kinds};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::connect::Connection;
 use crate::query::Query;
-use crate::{Api, discovery, respond};
+use crate::{Api, respond};
 
 const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
+const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
 const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 
-/// All documents.
-#[derive(Debug)]
-pub struct Documents(Vec<Document>);
+/// The documents of the built-in kinds, made once and not before somebody asks. Those of custom resources are made when they are asked for: they
+/// change with their definitions.
+#[derive(Debug, Default)]
+pub struct Documents(OnceLock<Vec<Arc<Document>>>);
 
 #[derive(Debug)]
-struct Document {
+pub struct Document {
     /// As in `api/v1`, `apis/discovery.k8s.io/v1`.
     path: String,
     hash: String,
@@ -33,19 +38,28 @@ struct Document {
 }
 
 impl Documents {
-    pub fn new() -> Self {
-        let all = kinds::group_versions().into_iter();
-        Self(
-            all.map(|(group, version)| Document::new(group, version))
-                .collect(),
-        )
+    /// All documents of the kinds that there are now.
+    fn current(&self, kinds: &Kinds) -> Vec<Arc<Document>> {
+        let built_in = self.0.get_or_init(|| {
+            let kinds = Kinds::new(kinds::all().collect());
+            let all = kinds.group_versions().into_iter();
+            all.map(|(group, version)| Arc::new(Document::new(&kinds, group, version)))
+                .collect()
+        });
+        let mut all = built_in.clone();
+        for (group, version) in kinds.group_versions() {
+            if kinds.of(group, version).any(|k| k.custom.is_some()) {
+                all.push(Arc::new(Document::new(kinds, group, version)));
+            }
+        }
+        all
     }
 }
 
 /// `/openapi/v3`: where the documents are.
 pub async fn index(State(api): State<Api>) -> Response {
     let mut paths = Map::new();
-    for document in &api.documents.0 {
+    for document in api.documents.current(&api.registry.kinds()) {
         let url = format!("/openapi/v3/{}?hash={}", document.path, document.hash);
         paths.insert(document.path.clone(), json!({"serverRelativeURL": url}));
     }
@@ -81,7 +95,8 @@ pub async fn document(
     Path(path): Path<String>,
     request: Request,
 ) -> Response {
-    let Some(document) = api.documents.0.iter().find(|d| d.path == path) else {
+    let documents = api.documents.current(&api.registry.kinds());
+    let Some(document) = documents.iter().find(|d| d.path == path) else {
         return respond::page_not_found();
     };
     let query = Query::parse(request.uri().query());
@@ -123,27 +138,32 @@ pub async fn document(
 }
 
 impl Document {
-    fn new(group: &str, version: &str) -> Self {
+    fn new(kinds: &Kinds, group: &str, version: &str) -> Self {
         let path = if group.is_empty() {
             format!("api/{version}")
         } else {
             format!("apis/{group}/{version}")
         };
         let mut paths = Map::new();
-        let mut roots = vec![STATUS, DELETE_OPTIONS];
-        for kind in discovery::of(group, version) {
-            roots.push(kind.schema);
+        let mut roots = vec![STATUS, DELETE_OPTIONS, OBJECT_META, LIST_META];
+        let mut own = Map::new();
+        for kind in kinds.of(group, version) {
+            match kind.custom {
+                Some(custom) => add_custom(kind, &custom.schema, &mut own),
+                None => roots.push(kind.schema),
+            }
             roots.extend(kind.subresources.iter().filter_map(|s| body_of(*s)));
             add_paths(kind, &format!("/{path}"), &mut paths);
         }
         let lists: Vec<String> = roots.iter().map(|r| format!("{r}List")).collect();
         roots.extend(lists.iter().map(String::as_str));
         let schema = schema();
-        let schemas: Map<String, Value> = schema
+        let mut schemas: Map<String, Value> = schema
             .reachable(&roots)
             .into_iter()
             .filter_map(|name| Some((name.clone(), schema.definitions.get(&name)?.clone())))
             .collect();
+        schemas.extend(own);
         let body = json!({
             "openapi": "3.0.0",
             "info": {"title": "Fairlead", "version": env!("CARGO_PKG_VERSION")},
@@ -176,6 +196,7 @@ fn add_paths(kind: &'static Kind, base: &str, paths: &mut Map<String, Value>) {
         add_create_only(kind, base, paths);
         return;
     }
+    let own = schema_name(kind);
     let mut scope: Vec<Value> = Vec::new();
     let mut collection = format!("{base}/{}", kind.plural);
     if kind.namespaced {
@@ -186,7 +207,7 @@ fn add_paths(kind: &'static Kind, base: &str, paths: &mut Map<String, Value>) {
     }
     let many = json!({
         "get": operation(kind, "list", "", None),
-        "post": operation(kind, "post", "", Some(kind.schema)),
+        "post": operation(kind, "post", "", Some(&schema_name(kind))),
         "delete": operation(kind, "deletecollection", "", Some(DELETE_OPTIONS)),
         "parameters": scope,
     });
@@ -198,7 +219,7 @@ fn add_paths(kind: &'static Kind, base: &str, paths: &mut Map<String, Value>) {
     ));
     let one = json!({
         "get": operation(kind, "get", "", None),
-        "put": operation(kind, "put", "", Some(kind.schema)),
+        "put": operation(kind, "put", "", Some(&schema_name(kind))),
         "patch": operation(kind, "patch", "", None),
         "delete": operation(kind, "delete", "", Some(DELETE_OPTIONS)),
         "parameters": scope,
@@ -218,13 +239,55 @@ fn add_paths(kind: &'static Kind, base: &str, paths: &mut Map<String, Value>) {
             };
             let body = match (body_of(*subresource), method) {
                 (Some(of), "post" | "put") => Some(of),
-                (None, "put") => Some(kind.schema),
+                (None, "put") => Some(own.as_str()),
                 _ => None,
             };
             item[method] = operation(kind, action, name, body);
         }
         paths.insert(format!("{collection}/{{name}}/{name}"), item);
     }
+}
+
+/// The name of a kind's schema: that of a custom resource is its group turned round.
+fn schema_name(kind: &Kind) -> String {
+    if kind.custom.is_none() {
+        return kind.schema.to_owned();
+    }
+    let mut parts: Vec<&str> = kind.group.split('.').collect();
+    parts.reverse();
+    format!("{}.{}.{}", parts.join("."), kind.version, kind.kind)
+}
+
+/// The schemas of a custom resource and of its list.
+fn add_custom(kind: &Kind, schema: &Value, schemas: &mut Map<String, Value>) {
+    let name = schema_name(kind);
+    let reference = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
+    let of = |suffix: &str| {
+        let kind_name = format!("{}{suffix}", kind.kind);
+        json!([{"group": kind.group, "version": kind.version, "kind": kind_name}])
+    };
+    let mut own = schema.clone();
+    if !own["properties"].is_object() {
+        own["properties"] = json!({});
+    }
+    let text = json!({"type": "string"});
+    own["properties"]["apiVersion"] = text.clone();
+    own["properties"]["kind"] = text.clone();
+    own["properties"]["metadata"] = reference(OBJECT_META);
+    own["x-kubernetes-group-version-kind"] = of("");
+    let list = json!({
+        "type": "object",
+        "required": ["items"],
+        "properties": {
+            "apiVersion": text,
+            "kind": text,
+            "metadata": reference(LIST_META),
+            "items": {"type": "array", "items": reference(&name)},
+        },
+        "x-kubernetes-group-version-kind": of("List"),
+    });
+    schemas.insert(format!("{name}List"), list);
+    schemas.insert(name, own);
 }
 
 /// What is answered and not stored.
@@ -234,7 +297,7 @@ fn add_create_only(kind: &'static Kind, base: &str, paths: &mut Map<String, Valu
     } else {
         ""
     };
-    let create = json!({"post": operation(kind, "post", "", Some(kind.schema))});
+    let create = json!({"post": operation(kind, "post", "", Some(&schema_name(kind)))});
     paths.insert(format!("{base}{scope}/{}", kind.plural), create);
 }
 
@@ -242,9 +305,9 @@ fn add_create_only(kind: &'static Kind, base: &str, paths: &mut Map<String, Valu
 fn operation(kind: &Kind, action: &str, subresource: &str, body: Option<&str>) -> Value {
     let reference = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
     let answer = match action {
-        "list" => format!("{}List", kind.schema),
+        "list" => format!("{}List", schema_name(kind)),
         "delete" | "deletecollection" => STATUS.to_owned(),
-        _ => kind.schema.to_owned(),
+        _ => schema_name(kind),
     };
     let mut parameters = Vec::new();
     match action {
@@ -299,8 +362,10 @@ fn operation(kind: &Kind, action: &str, subresource: &str, body: Option<&str>) -
             "application/apply-patch+yaml": patch,
             "application/json-patch+json": {"schema": {"type": "array", "items": {"type": "object"}}},
             "application/merge-patch+json": patch,
-            "application/strategic-merge-patch+json": patch,
         }});
+        if kind.custom.is_none() {
+            out["requestBody"]["content"]["application/strategic-merge-patch+json"] = patch;
+        }
     } else if let Some(body) = body {
         out["requestBody"] = json!({"content": {"application/json": {"schema": reference(body)}}});
     }

@@ -1,6 +1,6 @@
 //! What a path below `/api` and `/apis` names.
 
-use control_plane_registry::{Kind, Subresource, kinds};
+use control_plane_registry::{Kind, Kinds, Subresource};
 
 /// A resource that a request is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,8 +45,8 @@ pub enum Parsed {
     Nothing,
 }
 
-/// Reads a path, percent-decoded part by part.
-pub fn parse(path: &str) -> Parsed {
+/// Reads a path, percent-decoded part by part, by the kinds that are served.
+pub fn parse(kinds: &Kinds, path: &str) -> Parsed {
     let parts: Vec<String> = path
         .split('/')
         .filter(|p| !p.is_empty())
@@ -57,12 +57,13 @@ pub fn parse(path: &str) -> Parsed {
         [] => return Parsed::Root,
         ["api", version, rest @ ..] => ("", *version, rest),
         ["apis", group] => {
-            return known_group(group).map_or(Parsed::Nothing, Parsed::Group);
+            return known_group(kinds, group).map_or(Parsed::Nothing, Parsed::Group);
         }
         ["apis", group, version, rest @ ..] => (*group, *version, rest),
         _ => return Parsed::Nothing,
     };
-    let known = kinds::group_versions()
+    let known = kinds
+        .group_versions()
         .into_iter()
         .find(|(g, v)| *g == group && *v == version);
     let Some((group, version)) = known else {
@@ -70,13 +71,13 @@ pub fn parse(path: &str) -> Parsed {
     };
     match rest {
         [] => Parsed::Versions { group, version },
-        ["watch", rest @ ..] => resource(group, version, rest, true),
-        rest => resource(group, version, rest, false),
+        ["watch", rest @ ..] => resource(kinds, group, version, rest, true),
+        rest => resource(kinds, group, version, rest, false),
     }
 }
 
-fn resource(group: &str, version: &str, rest: &[&str], watch: bool) -> Parsed {
-    let find = |plural: &str| kinds::find(group, version, plural);
+fn resource(kinds: &Kinds, group: &str, version: &str, rest: &[&str], watch: bool) -> Parsed {
+    let find = |plural: &str| kinds.find(group, version, plural);
     // Namespaces are themselves objects: their subresources look like a namespaced collection.
     let own = |part: &str| ["status", "finalize"].contains(&part);
     let (namespace, plural, rest) = match rest {
@@ -115,8 +116,9 @@ fn resource(group: &str, version: &str, rest: &[&str], watch: bool) -> Parsed {
     Parsed::Resource(target)
 }
 
-fn known_group(name: &str) -> Option<&'static str> {
-    kinds::group_versions()
+fn known_group(kinds: &Kinds, name: &str) -> Option<&'static str> {
+    kinds
+        .group_versions()
         .into_iter()
         .map(|(group, _)| group)
         .find(|group| *group == name && !group.is_empty())
@@ -124,7 +126,13 @@ fn known_group(name: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use control_plane_registry::kinds;
+
     use super::*;
+
+    fn parse(path: &str) -> Parsed {
+        super::parse(&Kinds::new(kinds::all().collect()), path)
+    }
 
     fn target(path: &str) -> Option<(String, String, String, Option<Subresource>)> {
         match parse(path) {

@@ -4,8 +4,8 @@
 use control_plane_registry::errors::Result;
 use control_plane_registry::selector::{FieldSelector, LabelSelector};
 use control_plane_registry::{
-    ApiError, DeleteOptions, FieldValidation, Kind, ListOptions, VersionMatch, WatchOptions,
-    WriteOptions, options,
+    ApiError, DeleteOptions, FieldValidation, Kind, ListOptions, Propagation, VersionMatch,
+    WatchOptions, WriteOptions, options,
 };
 
 /// The parameters of a request, in their order.
@@ -117,6 +117,8 @@ impl Query {
     /// What the query adds to the options of the body.
     pub fn delete_options(&self, mut body: DeleteOptions) -> Result<DeleteOptions> {
         body.dry_run |= options::dry_run(self.all("dryRun"))?;
+        let policy = Propagation::parse(self.get("propagationPolicy"))?;
+        body.propagation = body.propagation.or(policy);
         if let Some(seconds) = self.number("gracePeriodSeconds")? {
             body.grace_period_seconds
                 .get_or_insert(i64::try_from(seconds).unwrap_or(i64::MAX));

@@ -62,7 +62,7 @@ pub fn make<'a>(
         .into_iter()
         .map(|object| {
             let value = object.value();
-            let mut row = json!({"cells": (kind.printer.row)(&value, now)});
+            let mut row = json!({"cells": kind.printer.cells(&value, now)});
             match include {
                 Include::Nothing => {}
                 Include::Metadata => row["object"] = partial(&value),

@@ -7,7 +7,8 @@ use axum::response::Response;
 use control_plane_registry::decode::{self, Body};
 use control_plane_registry::errors::Result;
 use control_plane_registry::{
-    ApiError, DeleteOptions, Deleted, Kind, List, Object, Subresource, WriteOptions, Written, kinds,
+    ApiError, DeleteOptions, Deleted, Kind, List, Object, PatchType, Subresource, WriteOptions,
+    Written, kinds,
 };
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
@@ -61,6 +62,9 @@ async fn dispatch(api: Api, target: Target, request: Request) -> Result<Response
             let patch_type = negotiate::patch_type(&call.headers)?;
             let bytes = body::read(body).await?;
             match patch_type {
+                Some(PatchType::Strategic) if call.kind.custom.is_some() => {
+                    Err(negotiate::no_strategic_patch())
+                }
                 Some(patch_type) => {
                     let patch = decode::parse(&bytes, decode::Format::Json)?;
                     call.patch(&patch, patch_type).await
@@ -203,11 +207,7 @@ impl Call {
         self.written(StatusCode::OK, &written)
     }
 
-    async fn patch(
-        &self,
-        patch: &Body,
-        patch_type: control_plane_registry::PatchType,
-    ) -> Result<Response> {
+    async fn patch(&self, patch: &Body, patch_type: PatchType) -> Result<Response> {
         let Target {
             namespace,
             name,
@@ -334,7 +334,12 @@ impl Call {
             Shape::Table => {
                 let include = table::Include::parse(self.query.get("includeObject"))?;
                 let metadata = json!({"resourceVersion": object.revision.to_string()});
-                let table = table::make(object.kind, metadata, [object], include);
+                // A scale has columns of its own.
+                let kind = match self.target.subresource {
+                    Some(Subresource::Scale) => object.kind,
+                    _ => self.kind,
+                };
+                let table = table::make(kind, metadata, [object], include);
                 Ok(respond::json(status, &table))
             }
             Shape::Metadata => Ok(respond::json(status, &table::partial(&object.value()))),

@@ -12,15 +12,19 @@ use control_plane_store::{
     Event as StoreEvent, KeyRange, KeyValue, Store, StoreError, WatchStream,
 };
 use futures::StreamExt;
+use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::allocate::{Claims, IP_PREFIX, PORT_PREFIX};
+use crate::custom;
 use crate::errors::{ApiError, Result};
-use crate::kinds::{self, Kind};
+use crate::kinds::{self, Kind, Kinds};
 use crate::object::{Event, EventType, Object};
 
 /// Everything of this system stands below.
 const ROOT: &str = "/registry/";
+/// Where the definitions of custom resources stand.
+const DEFINITIONS: &str = "/registry/apiextensions.k8s.io/customresourcedefinitions/";
 /// Changes are kept at least so long, if there is room.
 const HISTORY: Duration = Duration::from_secs(75);
 /// Changes of one kind that are kept whatever their age.
@@ -35,14 +39,27 @@ const FRESH_WITHIN: Duration = Duration::from_secs(3);
 /// All kinds' objects as of one revision.
 #[derive(Debug)]
 pub struct Cache {
-    kinds: Vec<KindCache>,
+    /// Replaced as a whole when definitions of custom resources change.
+    table: RwLock<Arc<Table>>,
     /// The store's revision that is completely applied.
     revision: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
+struct Table {
+    caches: Vec<KindCache>,
+    kinds: Kinds,
+}
+
+#[derive(Clone, Debug)]
 struct KindCache {
     kind: &'static Kind,
+    shared: Arc<Shared>,
+}
+
+/// What stays when the row of a custom resource is made anew.
+#[derive(Debug)]
+struct Shared {
     state: RwLock<State>,
     /// Moves with every change of this kind.
     changed: watch::Sender<()>,
@@ -74,15 +91,21 @@ pub struct Position(u64);
 
 impl Cache {
     pub fn new() -> Self {
-        let kinds = kinds::all().map(|kind| KindCache {
-            kind,
-            state: RwLock::default(),
-            changed: watch::Sender::new(()),
-        });
+        let caches = kinds::all().map(KindCache::new).collect();
         Self {
-            kinds: kinds.collect(),
+            table: RwLock::new(Arc::new(Table::new(caches))),
             revision: watch::Sender::new(0),
         }
+    }
+
+    /// The kinds that there are now.
+    pub fn kinds(&self) -> Kinds {
+        self.table().kinds.clone()
+    }
+
+    fn table(&self) -> Arc<Table> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.clone()
     }
 
     /// The revision that readers see.
@@ -105,7 +128,7 @@ impl Cache {
 
     pub fn get(&self, kind: &Kind, key: &str) -> Option<Arc<Object>> {
         let key = key.strip_prefix(kind.prefix)?;
-        self.state(kind).objects.get(key).cloned()
+        self.of(kind)?.read().objects.get(key).cloned()
     }
 
     /// The objects whose key (without the kind's prefix) starts with `scope` and comes at or after `start`, and the
@@ -113,7 +136,10 @@ impl Cache {
     pub fn list(&self, kind: &Kind, scope: &str, start: &str) -> (Vec<Arc<Object>>, u64) {
         // Taken first: what is listed may be newer than what is said, never older.
         let revision = self.revision();
-        let state = self.state(kind);
+        let Some(cache) = self.of(kind) else {
+            return (Vec::new(), revision);
+        };
+        let state = cache.read();
         let from = if start > scope { start } else { scope };
         let objects = state
             .objects
@@ -127,7 +153,10 @@ impl Cache {
     /// The objects of a scope and the position right after them: together they miss nothing.
     pub fn snapshot(&self, kind: &Kind, scope: &str) -> (Vec<Arc<Object>>, Position, u64) {
         let revision = self.revision();
-        let state = self.state(kind);
+        let Some(cache) = self.of(kind) else {
+            return (Vec::new(), Position(0), revision);
+        };
+        let state = cache.read();
         let objects: Vec<_> = state
             .objects
             .range::<str, _>((Bound::Included(scope), Bound::Unbounded))
@@ -144,7 +173,8 @@ impl Cache {
     /// # Errors
     /// 410 when changes after it are no longer known.
     pub fn position_after(&self, kind: &Kind, revision: u64) -> Result<Position> {
-        let state = self.state(kind);
+        let cache = self.of(kind).ok_or_else(no_longer_served)?;
+        let state = cache.read();
         if revision < state.horizon {
             return Err(ApiError::expired(format!(
                 "too old resource version: {revision} ({})",
@@ -165,7 +195,8 @@ impl Cache {
         position: &mut Position,
         max: usize,
     ) -> Result<Vec<Arc<Event>>> {
-        let state = self.state(kind);
+        let cache = self.of(kind).ok_or_else(no_longer_served)?;
+        let state = cache.read();
         let Some(skip) = position.0.checked_sub(state.first) else {
             return Err(ApiError::expired(
                 "The resourceVersion for the provided watch is too old.",
@@ -185,19 +216,54 @@ impl Cache {
 
     /// Signals changes of the kind.
     pub fn subscribe(&self, kind: &Kind) -> watch::Receiver<()> {
-        self.of(kind).changed.subscribe()
+        match self.of(kind) {
+            Some(cache) => cache.shared.changed.subscribe(),
+            None => watch::Sender::new(()).subscribe(),
+        }
     }
 
-    fn of(&self, kind: &Kind) -> &KindCache {
-        self.kinds
+    /// `None` when the kind was of a definition that is gone.
+    fn of(&self, kind: &Kind) -> Option<KindCache> {
+        let table = self.table();
+        let mut caches = table.caches.iter();
+        let found = caches.clone().find(|k| std::ptr::eq(k.kind, kind));
+        // The row may have been made anew since the caller found it.
+        found.or_else(|| caches.find(|k| k.is(kind))).cloned()
+    }
+
+    /// Makes the rows of custom resources follow their definitions, as of `revision`.
+    fn redefine(&self, definitions: &[Value], revision: u64) {
+        let old = self.table();
+        let (custom, mut caches): (Vec<_>, Vec<_>) = old
+            .caches
             .iter()
-            .find(|k| std::ptr::eq(k.kind, kind))
-            .expect("the cache was made from the same table as every &'static Kind")
-    }
-
-    fn state(&self, kind: &Kind) -> RwLockReadGuard<'_, State> {
-        let state = &self.of(kind).state;
-        state.read().unwrap_or_else(PoisonError::into_inner)
+            .cloned()
+            .partition(|k| k.kind.custom.is_some());
+        for definition in definitions {
+            let source = custom::source(definition);
+            let same = |k: &&KindCache| k.kind.custom.is_some_and(|c| c.source == source);
+            let kept: Vec<_> = custom.iter().filter(same).cloned().collect();
+            if !kept.is_empty() {
+                caches.extend(kept);
+                continue;
+            }
+            for kind in custom::rows(definition) {
+                let before = custom.iter().find(|k| k.is(kind));
+                let sibling = custom.iter().find(|k| k.kind.prefix == kind.prefix);
+                caches.push(match before {
+                    Some(before) => KindCache {
+                        kind,
+                        shared: before.shared.clone(),
+                    },
+                    None => KindCache::filled(kind, sibling, revision),
+                });
+            }
+        }
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Table::new(caches));
+        // Watchers of what is gone learn it.
+        for cache in &custom {
+            cache.shared.changed.send_replace(());
+        }
     }
 
     /// Reads everything, with the latest `REPLAY` revisions of history, and goes over to following the store.
@@ -214,13 +280,19 @@ impl Cache {
             .clamp(2, all.revision + 1);
         let mut changes = store.watch(ROOT, from).await?;
         claims.reset();
-        let mut states: Vec<State> = self.kinds.iter().map(|_| State::default()).collect();
+        let values = all.kvs.iter().filter(|kv| kv.key.starts_with(DEFINITIONS));
+        let definitions: Vec<Value> = values
+            .filter_map(|kv| serde_json::from_slice(&kv.value).ok())
+            .collect();
+        self.redefine(&definitions, all.revision);
+        let table = self.table();
+        let mut states: Vec<State> = table.caches.iter().map(|_| State::default()).collect();
         for kv in &all.kvs {
             if is_claim(&kv.key) {
                 claims.note_taken(&kv.key);
             }
-            for (at, rest) in self.find(&kv.key) {
-                if let Some(object) = decode(self.kinds[at].kind, kv) {
+            for (at, rest) in table.find(&kv.key) {
+                if let Some(object) = decode(table.caches[at].kind, kv) {
                     states[at].objects.insert(rest.to_owned(), object);
                 }
             }
@@ -236,8 +308,8 @@ impl Cache {
                     newer.push(change);
                     continue;
                 }
-                for (at, _) in self.find(&change.key) {
-                    let kind = self.kinds[at].kind;
+                for (at, _) in table.find(&change.key) {
+                    let kind = table.caches[at].kind;
                     let previous = change.prev_kv.as_ref().and_then(|kv| decode(kind, kv));
                     if let Some(event) = event(kind, &change, previous) {
                         states[at].ring.push_back((Instant::now(), Arc::new(event)));
@@ -245,7 +317,7 @@ impl Cache {
                 }
             }
         }
-        for (kind, new) in self.kinds.iter().zip(states) {
+        for (kind, new) in table.caches.iter().zip(states) {
             let mut state = kind.write();
             // All positions of before are void: their owners list again.
             let first = state.first + state.ring.len() as u64 + 1;
@@ -256,8 +328,8 @@ impl Cache {
             };
         }
         self.revision.send_replace(all.revision);
-        self.kinds.iter().for_each(|k| {
-            k.changed.send_replace(());
+        table.caches.iter().for_each(|k| {
+            k.shared.changed.send_replace(());
         });
         Ok(Following {
             newer,
@@ -316,7 +388,7 @@ impl Cache {
 
     /// Takes changes in: all of them up to `revision`.
     fn apply(&self, claims: &Claims, changes: &[StoreEvent], revision: u64) {
-        let mut touched = vec![false; self.kinds.len()];
+        let mut touched: Vec<Arc<Shared>> = Vec::new();
         for change in changes {
             if is_claim(&change.key) {
                 match &change.kv {
@@ -324,40 +396,93 @@ impl Cache {
                     None => claims.note_free(&change.key),
                 }
             }
-            for (at, rest) in self.find(&change.key) {
-                self.kinds[at].apply(rest, change);
-                touched[at] = true;
+            let table = self.table();
+            for (at, rest) in table.find(&change.key) {
+                table.caches[at].apply(rest, change);
+                touched.push(table.caches[at].shared.clone());
+            }
+            if change.key.starts_with(DEFINITIONS) {
+                self.redefine(&table.definitions(), change.revision);
             }
         }
         self.revision
             .send_if_modified(|now| std::mem::replace(now, revision.max(*now)) < revision);
-        for (kind, touched) in self.kinds.iter().zip(touched) {
-            if touched {
-                kind.changed.send_replace(());
-            }
+        touched.sort_by_key(Arc::as_ptr);
+        touched.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        for shared in touched {
+            shared.changed.send_replace(());
         }
+    }
+}
+
+impl Table {
+    fn new(caches: Vec<KindCache>) -> Self {
+        let kinds = Kinds::new(caches.iter().map(|k| k.kind).collect());
+        Self { caches, kinds }
     }
 
     /// The kinds that a key belongs to (one for each version that shows it), and the rest of the key.
     fn find<'a>(&self, key: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
-        self.kinds
+        self.caches
             .iter()
             .enumerate()
             .filter(|(_, kind)| !kind.kind.prefix.is_empty())
             .filter_map(move |(at, kind)| Some((at, key.strip_prefix(kind.kind.prefix)?)))
     }
+
+    fn definitions(&self) -> Vec<Value> {
+        let own = self.caches.iter().find(|k| k.kind.prefix == DEFINITIONS);
+        let objects = own.map(|k| k.read().objects.values().cloned().collect::<Vec<_>>());
+        objects.into_iter().flatten().map(|o| o.value()).collect()
+    }
 }
 
 impl KindCache {
+    fn new(kind: &'static Kind) -> Self {
+        Self {
+            kind,
+            shared: Arc::new(Shared {
+                state: RwLock::default(),
+                changed: watch::Sender::new(()),
+            }),
+        }
+    }
+
+    /// A version that was not served before, with the objects of one that was.
+    fn filled(kind: &'static Kind, sibling: Option<&Self>, revision: u64) -> Self {
+        let new = Self::new(kind);
+        {
+            let mut state = new.write();
+            state.horizon = revision;
+            for (key, object) in sibling.into_iter().flat_map(|s| s.read().objects.clone()) {
+                let mut value = object.value();
+                value["apiVersion"] = kind.api_version().into();
+                let object = Object::new(kind, value, object.revision);
+                state.objects.insert(key, Arc::new(object));
+            }
+        }
+        new
+    }
+
+    /// Whether it is the cache of this kind, though perhaps of another state of its definition.
+    fn is(&self, kind: &Kind) -> bool {
+        self.kind.prefix == kind.prefix
+            && self.kind.version == kind.version
+            && self.kind.group == kind.group
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        let state = &self.shared.state;
+        state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        let state = &self.shared.state;
+        state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn apply(&self, key: &str, change: &StoreEvent) {
-        let previous = {
-            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            state.objects.get(key).cloned()
-        };
+        let previous = self.read().objects.get(key).cloned();
         let Some(event) = event(self.kind, change, previous) else {
             return;
         };
@@ -369,6 +494,10 @@ impl KindCache {
         state.ring.push_back((Instant::now(), Arc::new(event)));
         state.trim();
     }
+}
+
+fn no_longer_served() -> ApiError {
+    ApiError::expired("The kind is no longer served: its CustomResourceDefinition is gone.")
 }
 
 /// What a change of the store is for watchers; `None` when there is nothing to say.
@@ -419,10 +548,13 @@ fn is_claim(key: &str) -> bool {
 
 /// The object under a key, in the version of `kind`; a value that is no JSON object is reported and passed over.
 pub fn decode(kind: &'static Kind, kv: &KeyValue) -> Option<Arc<Object>> {
-    match serde_json::from_slice::<serde_json::Value>(&kv.value) {
+    match serde_json::from_slice::<Value>(&kv.value) {
         Ok(mut value) if value.is_object() => {
             if let Some(conversion) = kind.conversion {
                 (conversion.from_stored)(&mut value);
+            }
+            if kind.custom.is_some() {
+                value["apiVersion"] = kind.api_version().into();
             }
             Some(Arc::new(Object::new(kind, value, kv.mod_revision)))
         }
@@ -445,7 +577,8 @@ mod tests {
         let value = json!({"metadata": {"name": "m", "namespace": "a"}});
         let object = Arc::new(Object::new(kind, value, revision));
         let event = Event::new(EventType::Modified, object, None);
-        let mut state = cache.of(kind).write();
+        let cache = cache.of(kind).unwrap();
+        let mut state = cache.write();
         let at = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
         state.ring.push_back((at, Arc::new(event)));
         state.trim();

@@ -109,6 +109,9 @@ fn stored(kind: &Kind, value: &Value) -> Value {
     if let Some(conversion) = kind.conversion {
         (conversion.to_stored)(&mut value);
     }
+    if let Some(custom) = kind.custom {
+        value["apiVersion"] = custom.stored.as_str().into();
+    }
     value
 }
 

@@ -90,7 +90,7 @@ pub fn conform(
             kind.kind, kind.version, kind.kind
         ))
     };
-    let findings = check(kind.schema, object);
+    let findings = check(kind.object_type(), object);
     if let Some(mismatch) = findings.mismatch {
         return Err(cannot(mismatch));
     }
@@ -109,10 +109,10 @@ pub fn strict_error(found: &[String]) -> String {
     format!("strict decoding error: {}", found.join(", "))
 }
 
-/// Drops nulls and unknown fields of `object`, an instance of the type `type_name`, and reports.
-pub fn check(type_name: &str, object: &mut Value) -> Findings {
+/// Drops nulls and unknown fields of `object`, an instance of the type, and reports.
+pub fn check(of: Option<&Type>, object: &mut Value) -> Findings {
     let mut findings = Findings::default();
-    if let Some(of) = schema().get(type_name) {
+    if let Some(of) = of {
         check_object(of, object, "", &mut findings);
     }
     findings
@@ -126,6 +126,9 @@ fn check_object(of: &Type, value: &mut Value, path: &str, found: &mut Findings) 
     map.retain(|name, value| {
         if of.fields.contains_key(name) {
             return !value.is_null();
+        }
+        if of.open {
+            return true;
         }
         found
             .strict
@@ -143,6 +146,13 @@ fn check_field(field: &Field, of: &Type, value: &mut Value, path: &str, found: &
     let want = match &field.shape {
         Shape::Object(name) => {
             if let Some(of) = schema().get(name) {
+                check_object(of, value, path, found);
+            }
+            return;
+        }
+        Shape::Inline(of) => {
+            // The rules of the custom resource say what is wrong with anything else.
+            if value.is_object() {
                 check_object(of, value, path, found);
             }
             return;
@@ -166,7 +176,7 @@ fn check_field(field: &Field, of: &Type, value: &mut Value, path: &str, found: &
             }
             "map[string]string"
         }
-        Shape::Any | Shape::SchemaOr(_) => return,
+        Shape::Any | Shape::Free | Shape::SchemaOr(_) => return,
         Shape::Boolean if value.is_boolean() => return,
         Shape::Boolean => "bool",
         Shape::Integer("int32") if value.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => {
@@ -351,7 +361,7 @@ mod tests {
     fn unknown_fields_and_nulls_are_dropped_and_named() {
         let mut pod = json!({"metadata": {"name": "p", "creationTimestamp": null}, "spec": {"containers": [
             {"name": "c", "imagee": "x", "resources": {"limits": {"cpu": 1}}}]}});
-        let findings = check("io.k8s.api.core.v1.Pod", &mut pod);
+        let findings = check(schema().get("io.k8s.api.core.v1.Pod"), &mut pod);
         assert_eq!(
             findings.strict,
             ["unknown field \"spec.containers[0].imagee\""]
@@ -365,7 +375,7 @@ mod tests {
     #[test]
     fn a_wrong_type_names_the_field() {
         let mut service = json!({"spec": {"ports": [{"port": "http"}]}});
-        let findings = check("io.k8s.api.core.v1.Service", &mut service);
+        let findings = check(schema().get("io.k8s.api.core.v1.Service"), &mut service);
         assert_eq!(
             findings.mismatch.unwrap(),
             "json: cannot unmarshal string into Go struct field ServicePort.spec.ports.port of type int32"

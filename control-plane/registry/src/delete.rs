@@ -11,7 +11,7 @@ use crate::kinds::Kind;
 use crate::list::List;
 use crate::meta;
 use crate::object::Object;
-use crate::options::{DeleteOptions, ListOptions};
+use crate::options::{DeleteOptions, ListOptions, Propagation};
 use crate::registry::Registry;
 use crate::strategies::Plan;
 
@@ -55,8 +55,11 @@ impl Registry {
                 return Err(ApiError::forbidden(kind, name, why));
             }
             let old = current.value();
-            let step = step(kind, &old, options.grace_period_seconds);
+            let mut marked = old.clone();
+            propagate(&mut marked, options.propagation);
+            let step = step(kind, &marked, options.grace_period_seconds);
             let (value, plan) = match &step {
+                Step::Pending if marked != old => (Some(&marked), Plan::default()),
                 Step::Pending => return Ok(Deleted::Object(current)),
                 Step::Mark(value) => (Some(value), Plan::default()),
                 Step::Remove => (None, self.give_back(kind, &old)?),
@@ -77,6 +80,10 @@ impl Registry {
                     );
                     let value = value.cloned().unwrap_or(old);
                     let object = Arc::new(Object::new(kind, value, revision));
+                    if kind.kind == "CustomResourceDefinition" {
+                        self.cache().wait(revision).await?;
+                        Box::pin(self.clean_up(&object)).await?;
+                    }
                     return Ok(answer(kind, &step, object));
                 }
                 Outcome::Stale(revision) | Outcome::Again(revision) => {
@@ -119,6 +126,26 @@ impl Registry {
                 .map_err(|errors| ApiError::invalid(kind, old.text("/metadata/name"), &errors)),
             None => Ok(Plan::default()),
         }
+    }
+}
+
+/// Tells the garbage collector what to do first, by the finalizers that it takes away when it has done it.
+fn propagate(object: &mut Value, propagation: Option<Propagation>) {
+    let Some(propagation) = propagation else {
+        return;
+    };
+    let own = match propagation {
+        Propagation::Background => None,
+        Propagation::Foreground => Some("foregroundDeletion"),
+        Propagation::Orphan => Some("orphan"),
+    };
+    let before = object.items("/metadata/finalizers");
+    let others = before
+        .iter()
+        .filter(|f| *f != "foregroundDeletion" && *f != "orphan");
+    let after: Vec<Value> = others.cloned().chain(own.map(Value::from)).collect();
+    if !after.is_empty() || !before.is_empty() {
+        object.put("/metadata/finalizers", after);
     }
 }
 
@@ -207,6 +234,29 @@ mod tests {
         assert_eq!(shorter["metadata"]["deletionGracePeriodSeconds"], 10);
         assert_eq!(shorter["metadata"]["generation"], 2);
         assert!(matches!(step(kind, &shorter, Some(0)), Step::Remove));
+    }
+
+    #[test]
+    fn what_is_owned_goes_first_or_stays() {
+        let mut map = json!({"metadata": {"name": "m", "finalizers": ["example.com/x", "orphan"]}});
+        propagate(&mut map, Some(Propagation::Foreground));
+        assert_eq!(
+            map["metadata"]["finalizers"],
+            json!(["example.com/x", "foregroundDeletion"])
+        );
+        propagate(&mut map, Some(Propagation::Orphan));
+        assert_eq!(
+            map["metadata"]["finalizers"],
+            json!(["example.com/x", "orphan"])
+        );
+        let kept = map.clone();
+        propagate(&mut map, None);
+        assert_eq!(map, kept);
+        propagate(&mut map, Some(Propagation::Background));
+        assert_eq!(map["metadata"]["finalizers"], json!(["example.com/x"]));
+        let mut plain = json!({"metadata": {"name": "m"}});
+        propagate(&mut plain, Some(Propagation::Background));
+        assert_eq!(plain, json!({"metadata": {"name": "m"}}));
     }
 
     #[test]

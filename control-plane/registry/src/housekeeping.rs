@@ -22,6 +22,7 @@ impl Registry {
             if let Err(error) = self.restore().await {
                 tracing::warn!(%error, "cannot restore the objects that every cluster has; trying again");
             }
+            self.clean_up_all().await;
             if round.is_multiple_of(EXPIRE_EVERY) {
                 self.expire().await;
             }

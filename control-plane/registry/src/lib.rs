@@ -9,7 +9,9 @@ pub mod allocate;
 mod apply;
 mod bootstrap;
 mod cache;
+mod cleanup;
 mod commit;
+pub mod custom;
 pub mod decode;
 mod delete;
 pub mod errors;
@@ -40,12 +42,12 @@ mod write;
 
 pub use delete::Deleted;
 pub use errors::{ApiError, FieldError, Reason};
-pub use kinds::{Kind, Subresource};
+pub use kinds::{Kind, Kinds, Subresource};
 pub use list::List;
 pub use object::{Event, EventType, Object, frame};
 pub use options::{
-    DeleteOptions, FieldValidation, ListOptions, PatchType, VersionMatch, WatchOptions,
-    WriteOptions,
+    DeleteOptions, FieldValidation, ListOptions, PatchType, Propagation, VersionMatch,
+    WatchOptions, WriteOptions,
 };
 pub use registry::{OpenError, Options, Registry};
 pub use watch::{Watch, WatchItem};

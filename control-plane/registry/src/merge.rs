@@ -6,7 +6,6 @@ use serde_json::{Map, Value};
 use crate::errors::{ApiError, Result};
 use crate::kinds::Kind;
 use crate::options::PatchType;
-use crate::schema::schema;
 use crate::strategic;
 
 /// Applies `patch` to `object`.
@@ -36,7 +35,7 @@ pub fn apply(
             let map = patched.as_object_mut();
             let original = map.map(std::mem::take).unwrap_or_default();
             let patch = as_object(patch)?.clone();
-            let merged = strategic::merge(original, patch, schema().get(kind.schema))
+            let merged = strategic::merge(original, patch, kind.object_type())
                 .map_err(|why| ApiError::bad_request(why.to_string()))?;
             patched = Value::Object(merged);
         }

@@ -78,6 +78,19 @@ pub struct DeleteOptions {
     pub uid: Option<String>,
     pub resource_version: Option<String>,
     pub dry_run: bool,
+    /// What becomes of the objects that it owns; `None`: what its finalizers say, else Background.
+    pub propagation: Option<Propagation>,
+}
+
+/// `propagationPolicy`: <https://kubernetes.io/docs/concepts/architecture/garbage-collection/#cascading-deletion>.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    /// The object goes, and what it owns after it.
+    Background,
+    /// What it owns goes first.
+    Foreground,
+    /// What it owns stays.
+    Orphan,
 }
 
 impl FieldValidation {
@@ -142,20 +155,41 @@ impl VersionMatch {
     }
 }
 
+impl Propagation {
+    /// # Errors
+    /// 422 for an unknown word.
+    pub fn parse(text: &str) -> Result<Option<Self>> {
+        match text {
+            "" => Ok(None),
+            "Background" => Ok(Some(Self::Background)),
+            "Foreground" => Ok(Some(Self::Foreground)),
+            "Orphan" => Ok(Some(Self::Orphan)),
+            other => Err(option_error(
+                "DeleteOptions",
+                FieldError::not_supported(
+                    "propagationPolicy",
+                    other,
+                    &["Background", "Foreground", "Orphan"],
+                ),
+            )),
+        }
+    }
+}
+
 impl DeleteOptions {
-    /// Reads a `DeleteOptions` body; the propagation policy is checked and, as long as no garbage collector runs, every
-    /// policy means Background.
+    /// Reads a `DeleteOptions` body.
     ///
     /// # Errors
     /// 422 for values that no delete takes.
     pub fn from_body(body: &Value) -> Result<Self> {
         let policy = body["propagationPolicy"].as_str().unwrap_or_default();
-        let known = ["", "Background", "Foreground", "Orphan"];
-        if !known.contains(&policy) {
-            return Err(option_error(
-                "DeleteOptions",
-                FieldError::not_supported("propagationPolicy", policy, &known[1..]),
-            ));
+        let mut propagation = Propagation::parse(policy)?;
+        // The older form of the question.
+        if let (None, Some(orphan)) = (propagation, body["orphanDependents"].as_bool()) {
+            propagation = Some(match orphan {
+                true => Propagation::Orphan,
+                false => Propagation::Background,
+            });
         }
         let text = |v: &Value| v.as_str().filter(|t| !t.is_empty()).map(ToOwned::to_owned);
         Ok(Self {
@@ -169,6 +203,7 @@ impl DeleteOptions {
                     .flatten()
                     .filter_map(Value::as_str),
             )?,
+            propagation,
         })
     }
 }

@@ -302,7 +302,9 @@ impl Reading {
                 }
                 Ok(list.into())
             }
-            Shape::Map(_) => Err("a map cannot stand here".into()),
+            Shape::Map(_) | Shape::Inline(_) | Shape::Free => {
+                Err("this cannot stand here in protobuf".into())
+            }
         }
     }
 

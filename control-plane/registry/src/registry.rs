@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 use crate::allocate::Claims;
 use crate::cache::Cache;
 use crate::errors::{ApiError, Result};
-use crate::kinds::Kind;
+use crate::kinds::{Kind, Kinds};
 use crate::object::Object;
 
 /// All objects of a cluster. Cheap to clone.
@@ -125,6 +125,12 @@ impl Registry {
         self.settle(resource_version).await?;
         self.cached(kind, namespace, name)
             .ok_or_else(|| ApiError::not_found(kind, name))
+    }
+
+    /// The kinds that there are now.
+    #[must_use]
+    pub fn kinds(&self) -> Kinds {
+        self.cache().kinds()
     }
 
     /// The revision of the latest change that readers see.

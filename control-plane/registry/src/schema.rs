@@ -26,6 +26,8 @@ pub struct Type {
     pub required: Vec<String>,
     /// `x-kubernetes-map-type: atomic`: who applies a part owns the whole.
     pub atomic: bool,
+    /// Whether fields that it does not name are kept.
+    pub open: bool,
     /// What stands under which number in protobuf.
     pub numbers: Numbers,
 }
@@ -86,6 +88,10 @@ pub enum Shape {
     SchemaOr(&'static str),
     /// An object type, by its OpenAPI name.
     Object(String),
+    /// An object type of its own.
+    Inline(Box<Type>),
+    /// Any JSON, which server-side apply divides by its maps.
+    Free,
     Array(Box<Field>),
     Map(Box<Field>),
 }
@@ -196,6 +202,7 @@ impl Type {
                 .collect(),
             required: strings(definition, "required"),
             atomic: is_atomic_map(definition),
+            open: false,
             numbers: Numbers::new(),
         })
     }
@@ -209,11 +216,7 @@ impl Field {
             merge: text("x-kubernetes-patch-strategy")
                 .is_some_and(|s| s.split(',').any(|s| s == "merge")),
             merge_key: text("x-kubernetes-patch-merge-key").map(ToOwned::to_owned),
-            list: match text("x-kubernetes-list-type") {
-                Some("set") => ListType::Set,
-                Some("map") => ListType::Map(strings(schema, "x-kubernetes-list-map-keys")),
-                _ => ListType::Atomic,
-            },
+            list: ListType::parse(schema),
             atomic: is_atomic_map(schema),
         }
     }
@@ -223,8 +226,21 @@ impl Field {
     pub fn object_type(&self) -> Option<&Type> {
         match &self.shape {
             Shape::Object(name) => schema().get(name),
+            Shape::Inline(of) => Some(of),
             Shape::Array(inner) | Shape::Map(inner) => inner.object_type(),
             _ => None,
+        }
+    }
+}
+
+impl ListType {
+    /// What the schema of a list says.
+    #[must_use]
+    pub fn parse(schema: &Value) -> Self {
+        match schema.get("x-kubernetes-list-type").and_then(Value::as_str) {
+            Some("set") => Self::Set,
+            Some("map") => Self::Map(strings(schema, "x-kubernetes-list-map-keys")),
+            _ => Self::Atomic,
         }
     }
 }

@@ -124,7 +124,7 @@ impl Registry {
         if kind.has(Subresource::Status) && !strategy.keeps_status {
             new.take_at("/status");
         }
-        (strategy.default)(new);
+        default(kind, new);
         if options.apply.is_none() {
             new.take_at("/metadata/managedFields");
             note_owner(kind, None, new, options, None);
@@ -231,7 +231,7 @@ impl Registry {
                     new.text("/metadata/name")
                 )));
             }
-            let mut findings = decode::check(kind.schema, &mut new);
+            let mut findings = decode::check(kind.object_type(), &mut new);
             let mut found = patch.found.clone();
             found.append(&mut findings.strict);
             let refusal = match findings.mismatch {
@@ -366,7 +366,7 @@ impl Registry {
         meta::carry(new, old);
         let finalizers = new.pointer("/spec/finalizers").cloned();
         keep_other_parts(kind, subresource, new, old);
-        (strategy.default)(new);
+        default(kind, new);
         if subresource.is_none() {
             (strategy.prepare_update)(new, old);
         }
@@ -414,6 +414,14 @@ fn note_owner(
     }
 }
 
+/// Fills in what the client left out.
+fn default(kind: &Kind, object: &mut Value) {
+    (kind.strategy.default)(object);
+    if let Some(custom) = kind.custom {
+        custom.default(object);
+    }
+}
+
 /// Refuses an object with faults.
 fn check(kind: &Kind, object: &Value) -> Result<()> {
     let faults = faults(kind, object);
@@ -439,6 +447,9 @@ fn faults(kind: &Kind, object: &Value) -> Vec<FieldError> {
         validate::required(of, object, "", &mut errors);
     }
     (strategy.validate)(object, &mut errors);
+    if let Some(custom) = kind.custom {
+        custom.check(object, &mut errors);
+    }
     errors
 }
 

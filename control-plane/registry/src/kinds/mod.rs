@@ -5,8 +5,11 @@ mod core;
 mod network;
 mod workloads;
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
+use crate::custom::Custom;
 use crate::schema::{Type, schema};
 use crate::strategies::Strategy;
 use crate::table::{self, Printer};
@@ -37,6 +40,8 @@ pub struct Kind {
     pub fields: &'static [SelectableField],
     pub printer: Printer,
     pub strategy: Strategy,
+    /// For the rows that a CustomResourceDefinition made.
+    pub custom: Option<&'static Custom>,
     /// What a user must know who takes the object for more than a note: a warning on every write.
     pub caveat: &'static str,
 }
@@ -148,16 +153,43 @@ pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
     all().find(|k| k.group == group && k.version == version && k.plural == plural)
 }
 
-/// Every group and version, in the order of preference.
-#[must_use]
-pub fn group_versions() -> Vec<(&'static str, &'static str)> {
-    let mut found: Vec<_> = Vec::new();
-    for kind in all() {
-        if !found.contains(&(kind.group, kind.version)) {
-            found.push((kind.group, kind.version));
-        }
+/// The kinds that a server has at one moment: the built-in ones, and those of definitions.
+#[derive(Clone, Debug)]
+pub struct Kinds(Arc<[&'static Kind]>);
+
+impl Kinds {
+    #[must_use]
+    pub fn new(kinds: Vec<&'static Kind>) -> Self {
+        Self(kinds.into())
     }
-    found
+
+    pub fn all(&self) -> impl Iterator<Item = &'static Kind> {
+        self.0.iter().copied()
+    }
+
+    /// The row with the given names, if there is one.
+    #[must_use]
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
+        self.of(group, version).find(|k| k.plural == plural)
+    }
+
+    /// The kinds of a group and version.
+    pub fn of(&self, group: &str, version: &str) -> impl Iterator<Item = &'static Kind> {
+        self.all()
+            .filter(move |k| k.group == group && k.version == version)
+    }
+
+    /// Every group and version, in the order of preference.
+    #[must_use]
+    pub fn group_versions(&self) -> Vec<(&'static str, &'static str)> {
+        let mut found: Vec<_> = Vec::new();
+        for kind in self.all() {
+            if !found.contains(&(kind.group, kind.version)) {
+                found.push((kind.group, kind.version));
+            }
+        }
+        found
+    }
 }
 
 impl Kind {
@@ -200,7 +232,10 @@ impl Kind {
     /// The fields of its objects.
     #[must_use]
     pub fn object_type(&self) -> Option<&'static Type> {
-        schema().get(self.schema)
+        match self.custom {
+            Some(custom) => Some(&custom.of),
+            None => schema().get(self.schema),
+        }
     }
 
     #[must_use]
@@ -261,7 +296,7 @@ macro_rules! fields {
 use fields;
 
 /// What rows leave out.
-const ROW: Kind = Kind {
+pub(crate) const ROW: Kind = Kind {
     group: "",
     version: "v1",
     kind: "",
@@ -279,6 +314,7 @@ const ROW: Kind = Kind {
     fields: &[],
     printer: table::PLAIN,
     strategy: Strategy::PLAIN,
+    custom: None,
     caveat: "",
 };
 

@@ -39,8 +39,9 @@ struct Part<'a> {
 impl<'a> Node<'a> {
     pub fn of(field: &'a Field) -> Self {
         match &field.shape {
-            Shape::Object(_) | Shape::Map(_) if field.atomic => Self::Leaf,
-            Shape::Object(_) => match field.object_type() {
+            Shape::Object(_) | Shape::Inline(_) | Shape::Map(_) if field.atomic => Self::Leaf,
+            Shape::Free => Self::Deduced,
+            Shape::Object(_) | Shape::Inline(_) => match field.object_type() {
                 Some(of) if !of.atomic => Self::Struct(of),
                 _ => Self::Leaf,
             },

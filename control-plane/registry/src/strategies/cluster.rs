@@ -176,33 +176,3 @@ pub const PRIORITY_CLASS: Strategy = Strategy {
     },
     ..Strategy::PLAIN
 };
-
-/// Definitions of custom resources; what they define is checked where it is served.
-pub const CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
-    default: |definition| {
-        defaults(definition, [("/spec/conversion/strategy", json!("None"))]);
-        let kind = definition.text("/spec/names/kind").to_owned();
-        if !kind.is_empty() {
-            definition.put_default("/spec/names/singular", kind.to_lowercase());
-            definition.put_default("/spec/names/listKind", format!("{kind}List"));
-        }
-    },
-    validate: |definition, errors| {
-        let want = format!(
-            "{}.{}",
-            definition.text("/spec/names/plural"),
-            definition.text("/spec/group")
-        );
-        let name = definition.text("/metadata/name");
-        if name != want {
-            errors.push(FieldError::invalid(
-                "metadata.name",
-                name,
-                "must be spec.names.plural+\".\"+spec.group",
-            ));
-        }
-    },
-    required: true,
-    generation: true,
-    ..Strategy::PLAIN
-};

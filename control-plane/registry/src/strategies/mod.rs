@@ -5,6 +5,7 @@ mod autoscaling;
 mod batch;
 mod cluster;
 mod config;
+mod definition;
 mod endpoints;
 mod event;
 mod lease;
@@ -34,10 +35,11 @@ pub use access::{
 pub use autoscaling::{AUTOSCALER, AUTOSCALER_V1, AUTOSCALER_V1_CONVERSION};
 pub use batch::{CRON_JOB, JOB};
 pub use cluster::{
-    API_SERVICE, CUSTOM_RESOURCE_DEFINITION, FLOW_SCHEMA, PRIORITY_CLASS, PRIORITY_LEVEL,
-    RUNTIME_CLASS, VALIDATING_POLICY, WEBHOOKS,
+    API_SERVICE, FLOW_SCHEMA, PRIORITY_CLASS, PRIORITY_LEVEL, RUNTIME_CLASS, VALIDATING_POLICY,
+    WEBHOOKS,
 };
 pub use config::{CONFIG_MAP, SECRET, SERVICE_ACCOUNT};
+pub use definition::{CLEANUP, CUSTOM_RESOURCE_DEFINITION};
 pub use endpoints::{ENDPOINT_SLICE, ENDPOINTS};
 pub use event::{EVENT, NEW_EVENT, NEW_EVENT_CONVERSION};
 pub use lease::LEASE;

@@ -37,6 +37,7 @@ pub const NODE: Printer = Printer {
             info("containerRuntimeVersion"),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const NAMESPACE: Printer = Printer {
@@ -48,6 +49,7 @@ pub const NAMESPACE: Printer = Printer {
             age(namespace, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const CONFIG_MAP: Printer = Printer {
@@ -60,6 +62,7 @@ pub const CONFIG_MAP: Printer = Printer {
             age(map, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const SECRET: Printer = Printer {
@@ -77,6 +80,7 @@ pub const SECRET: Printer = Printer {
             age(secret, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const SERVICE_ACCOUNT: Printer = Printer {
@@ -88,6 +92,7 @@ pub const SERVICE_ACCOUNT: Printer = Printer {
             age(account, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const LEASE: Printer = Printer {
@@ -99,6 +104,7 @@ pub const LEASE: Printer = Printer {
             age(lease, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const EVENT: Printer = Printer {
@@ -155,6 +161,7 @@ pub const EVENT: Printer = Printer {
             name(event),
         ]
     },
+    ..super::PLAIN
 };
 
 /// The same columns over the names of `events.k8s.io`.

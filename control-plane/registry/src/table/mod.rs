@@ -10,6 +10,7 @@ mod workloads;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::custom::Path;
 use crate::json::Json;
 
 pub use cluster::{CONFIG_MAP, EVENT, LEASE, NAMESPACE, NEW_EVENT, NODE, SECRET, SERVICE_ACCOUNT};
@@ -35,6 +36,21 @@ pub struct Printer {
     pub columns: &'static [Column],
     /// The cells of one object at a moment.
     pub row: fn(&Value, Timestamp) -> Vec<Value>,
+    /// Where the cells after the name are found, for custom resources; empty: `row` makes them.
+    pub paths: &'static [Path],
+}
+
+impl Printer {
+    /// The cells of one object.
+    #[must_use]
+    pub fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        if self.paths.is_empty() {
+            return (self.row)(object, now);
+        }
+        let own = self.columns.iter().skip(1).zip(self.paths);
+        let own = own.map(|(column, path)| path.cell(column.kind, object, now));
+        std::iter::once(name(object)).chain(own).collect()
+    }
 }
 
 /// One column.
@@ -59,9 +75,10 @@ pub const PLAIN: Printer = Printer {
             object["metadata"]["creationTimestamp"].clone(),
         ]
     },
+    paths: &[],
 };
 
-const NAME: Column = Column {
+pub(crate) const NAME: Column = Column {
     name: "Name",
     kind: "string",
     format: "name",
@@ -69,9 +86,9 @@ const NAME: Column = Column {
     priority: 0,
 };
 
-const AGE: Column = column("Age", "The time since the object was created.");
+pub(crate) const AGE: Column = column("Age", "The time since the object was created.");
 
-const fn column(name: &'static str, description: &'static str) -> Column {
+pub(crate) const fn column(name: &'static str, description: &'static str) -> Column {
     Column {
         name,
         kind: "string",
@@ -106,7 +123,7 @@ fn age(object: &Value, now: Timestamp) -> Value {
 }
 
 /// The time since `then`; `<unknown>` when it is no time.
-fn since(then: &str, now: Timestamp) -> String {
+pub(crate) fn since(then: &str, now: Timestamp) -> String {
     match then.parse::<Timestamp>() {
         Ok(then) => duration(now.duration_since(then).as_secs()),
         Err(_) => "<unknown>".into(),

@@ -35,6 +35,7 @@ pub const SERVICE: Printer = Printer {
             labels(service, "/spec/selector"),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const ENDPOINTS: Printer = Printer {
@@ -67,6 +68,7 @@ pub const ENDPOINTS: Printer = Printer {
             age(endpoints, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const ENDPOINT_SLICE: Printer = Printer {
@@ -100,6 +102,7 @@ pub const ENDPOINT_SLICE: Printer = Printer {
             age(slice, now),
         ]
     },
+    ..super::PLAIN
 };
 
 fn first(all: &[String], none: &str) -> String {

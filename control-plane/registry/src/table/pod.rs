@@ -34,6 +34,7 @@ pub const POD: Printer = Printer {
         ),
     ],
     row,
+    ..super::PLAIN
 };
 
 /// What the containers' states add up to.

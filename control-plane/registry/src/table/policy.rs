@@ -43,6 +43,7 @@ pub const ROLE_BINDING: Printer = Printer {
             subjects("ServiceAccount"),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const RESOURCE_QUOTA: Printer = Printer {
@@ -71,6 +72,7 @@ pub const RESOURCE_QUOTA: Printer = Printer {
             age(quota, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const PRIORITY_CLASS: Printer = Printer {
@@ -90,11 +92,13 @@ pub const PRIORITY_CLASS: Printer = Printer {
             age(class, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const RUNTIME_CLASS: Printer = Printer {
     columns: &[NAME, column("Handler", "The runtime's configuration."), AGE],
     row: |class, now| vec![name(class), class["handler"].clone(), age(class, now)],
+    ..super::PLAIN
 };
 
 pub const FLOW_SCHEMA: Printer = Printer {
@@ -118,6 +122,7 @@ pub const FLOW_SCHEMA: Printer = Printer {
             or(missing.map_or("", |c| c.text("/status")), "?"),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const PRIORITY_LEVEL: Printer = Printer {
@@ -146,6 +151,7 @@ pub const PRIORITY_LEVEL: Printer = Printer {
             age(level, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const WEBHOOKS: Printer = Printer {
@@ -154,6 +160,7 @@ pub const WEBHOOKS: Printer = Printer {
         let hooks = configuration.items("/webhooks").len();
         vec![name(configuration), json!(hooks), age(configuration, now)]
     },
+    ..super::PLAIN
 };
 
 pub const VALIDATING_POLICY: Printer = Printer {
@@ -172,6 +179,7 @@ pub const VALIDATING_POLICY: Printer = Printer {
             age(policy, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const MUTATING_POLICY: Printer = Printer {
@@ -190,6 +198,7 @@ pub const MUTATING_POLICY: Printer = Printer {
             age(policy, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const POLICY_BINDING: Printer = Printer {
@@ -217,6 +226,7 @@ pub const POLICY_BINDING: Printer = Printer {
             age(binding, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const API_SERVICE: Printer = Printer {
@@ -241,6 +251,7 @@ pub const API_SERVICE: Printer = Printer {
             age(service, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const INGRESS_CLASS: Printer = Printer {
@@ -264,6 +275,7 @@ pub const INGRESS_CLASS: Printer = Printer {
             age(class, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const INGRESS: Printer = Printer {
@@ -305,6 +317,7 @@ pub const INGRESS: Printer = Printer {
             age(ingress, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const NETWORK_POLICY: Printer = Printer {
@@ -317,6 +330,7 @@ pub const NETWORK_POLICY: Printer = Printer {
         let pods = text(&policy["spec"]["podSelector"]);
         vec![name(policy), or_none(&pods), age(policy, now)]
     },
+    ..super::PLAIN
 };
 
 pub const IP_ADDRESS: Printer = Printer {
@@ -331,6 +345,7 @@ pub const IP_ADDRESS: Printer = Printer {
             .collect();
         vec![name(address), or_none(&parts.join("/")), age(address, now)]
     },
+    ..super::PLAIN
 };
 
 pub const SERVICE_CIDR: Printer = Printer {
@@ -340,6 +355,7 @@ pub const SERVICE_CIDR: Printer = Printer {
         let cidrs: Vec<&str> = cidrs.filter_map(Value::as_str).collect();
         vec![name(range), json!(cidrs.join(",")), age(range, now)]
     },
+    ..super::PLAIN
 };
 
 fn parameters(policy: &Value) -> Value {

@@ -47,6 +47,7 @@ pub const PERSISTENT_VOLUME: Printer = Printer {
             or(volume.text("/spec/volumeMode"), "<unset>"),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const PERSISTENT_VOLUME_CLAIM: Printer = Printer {
@@ -83,6 +84,7 @@ pub const PERSISTENT_VOLUME_CLAIM: Printer = Printer {
             or(claim.text("/spec/volumeMode"), "<unset>"),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const STORAGE_CLASS: Printer = Printer {
@@ -113,6 +115,7 @@ pub const STORAGE_CLASS: Printer = Printer {
             age(class, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const CSI_DRIVER: Printer = Printer {
@@ -157,6 +160,7 @@ pub const CSI_DRIVER: Printer = Printer {
             age(driver, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const CSI_NODE: Printer = Printer {
@@ -169,6 +173,7 @@ pub const CSI_NODE: Printer = Printer {
         let drivers = node.items("/spec/drivers").len();
         vec![name(node), json!(drivers), age(node, now)]
     },
+    ..super::PLAIN
 };
 
 pub const STORAGE_CAPACITY: Printer = Printer {
@@ -186,6 +191,7 @@ pub const STORAGE_CAPACITY: Printer = Printer {
             age(capacity, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const VOLUME_ATTACHMENT: Printer = Printer {
@@ -207,6 +213,7 @@ pub const VOLUME_ATTACHMENT: Printer = Printer {
             age(attachment, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const ATTRIBUTES_CLASS: Printer = Printer {
@@ -218,6 +225,7 @@ pub const ATTRIBUTES_CLASS: Printer = Printer {
             age(class, now),
         ]
     },
+    ..super::PLAIN
 };
 
 fn phase(object: &Value) -> Value {

@@ -42,6 +42,7 @@ pub const DEPLOYMENT: Printer = Printer {
             selector(deployment),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const REPLICA_SET: Printer = Printer {
@@ -67,6 +68,7 @@ pub const REPLICA_SET: Printer = Printer {
             selector(set),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const REPLICATION_CONTROLLER: Printer = REPLICA_SET;
@@ -88,6 +90,7 @@ pub const STATEFUL_SET: Printer = Printer {
             containers(set, "/spec/template", "image"),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const DAEMON_SET: Printer = Printer {
@@ -122,6 +125,7 @@ pub const DAEMON_SET: Printer = Printer {
             selector(set),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const CONTROLLER_REVISION: Printer = Printer {
@@ -147,6 +151,7 @@ pub const CONTROLLER_REVISION: Printer = Printer {
             age(revision, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const POD_TEMPLATE: Printer = Printer {
@@ -167,6 +172,7 @@ pub const POD_TEMPLATE: Printer = Printer {
             labels(template, "/template/metadata/labels"),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const JOB: Printer = Printer {
@@ -192,6 +198,7 @@ pub const JOB: Printer = Printer {
             selector(job),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const CRON_JOB: Printer = Printer {
@@ -232,6 +239,7 @@ pub const CRON_JOB: Printer = Printer {
             or_none(&text(&cron["spec"]["jobTemplate"]["spec"]["selector"])),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const AUTOSCALER: Printer = Printer {
@@ -254,6 +262,7 @@ pub const AUTOSCALER: Printer = Printer {
             .collect();
         scaled(autoscaler, &or_none(&targets.join(", ")), now)
     },
+    ..super::PLAIN
 };
 
 pub const AUTOSCALER_V1: Printer = Printer {
@@ -304,6 +313,7 @@ pub const DISRUPTION_BUDGET: Printer = Printer {
             age(budget, now),
         ]
     },
+    ..super::PLAIN
 };
 
 pub const SCALE: Printer = Printer {
@@ -321,6 +331,7 @@ pub const SCALE: Printer = Printer {
             age(scale, now),
         ]
     },
+    ..super::PLAIN
 };
 
 fn number(object: &Value, pointer: &str) -> Value {
