@@ -5,10 +5,12 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
-/// The control plane of a Fairlead cluster: API server, controllers and scheduler over an embedded store.
+use crate::store::{StoreCommand, StoreFlags};
+
+/// The control plane of a Fairlead cluster: API server, controllers and scheduler over an embedded store or etcd.
 #[derive(Debug, Parser)]
 #[command(name = "fairlead-control-plane", version)]
 pub struct Flags {
@@ -17,9 +19,13 @@ pub struct Flags {
         long,
         value_name = "DIR",
         default_value = "/var/lib/fairlead",
-        env = "FAIRLEAD_DATA_DIR"
+        env = "FAIRLEAD_DATA_DIR",
+        global = true
     )]
     pub data_dir: PathBuf,
+
+    #[command(flatten)]
+    pub store: StoreFlags,
 
     /// Where the API server listens (can be repeated). There is no TLS and no identity yet, so only loopback addresses
     /// are accepted
@@ -77,6 +83,18 @@ pub struct Flags {
     /// One JSON object a line instead of text
     #[arg(long)]
     pub log_json: bool,
+
+    /// Without one, the control plane runs
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What the program does besides running the control plane.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Back up, restore and move the cluster's state
+    #[command(subcommand)]
+    Store(StoreCommand),
 }
 
 /// A part of the control plane.

@@ -5,6 +5,7 @@
 mod clients;
 mod flags;
 mod server;
+mod store;
 
 use std::io::IsTerminal;
 
@@ -14,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
-use flags::{Flags, Role};
+use flags::{Command, Flags, Role};
 
 fn main() -> Result<()> {
     let flags = Flags::parse();
@@ -46,6 +47,9 @@ fn start_log(flags: &Flags) -> Result<()> {
 }
 
 async fn run(flags: Flags) -> Result<()> {
+    if let Some(Command::Store(command)) = &flags.command {
+        return store::run(command, &flags.store, &flags.data_dir).await;
+    }
     let addresses = flags.addresses()?;
     let (stop, stopping) = watch::channel(false);
     let mut server = None;

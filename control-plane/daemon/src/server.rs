@@ -1,18 +1,16 @@
 //! The API server with its store: opened, listening, and ended in order.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use control_plane_registry::{Options, Registry};
-use control_plane_store::{EmbeddedStore, embedded};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::flags::Flags;
+use crate::store::{BackupSocket, Place};
 
 /// How long open requests get to end.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -23,6 +21,8 @@ pub struct Server {
     tasks: JoinSet<std::io::Result<()>>,
     /// Where it listens, with the ports that the system chose for port 0.
     pub addresses: Vec<SocketAddr>,
+    /// Gone when the server is.
+    _backups: Option<BackupSocket>,
 }
 
 impl Server {
@@ -32,12 +32,14 @@ impl Server {
         addresses: &[SocketAddr],
         stopping: watch::Receiver<bool>,
     ) -> Result<Self> {
-        let store = open_store(&flags.data_dir).await?;
+        let place = Place::of_flags(&flags.store, &flags.data_dir)?;
+        let store = place.open().await?;
+        let backups = place.serve_backups(&store);
         let options = Options {
             service_cidrs: flags.service_cidr.clone(),
             node_ports: flags.node_port_range.clone(),
         };
-        let registry = Registry::open(Arc::new(store), options).await?;
+        let registry = Registry::open(store, options).await?;
         // Listen before anything is published: an address that cannot be had ends the start.
         let mut listeners = Vec::new();
         for address in addresses {
@@ -69,6 +71,7 @@ impl Server {
         Ok(Self {
             tasks,
             addresses: listening,
+            _backups: backups,
         })
     }
 
@@ -88,15 +91,4 @@ impl Server {
             }
         }
     }
-}
-
-/// Opens the store of a data folder, which is made if it is not there.
-async fn open_store(data_dir: &Path) -> Result<EmbeddedStore> {
-    std::fs::create_dir_all(data_dir)
-        .with_context(|| format!("cannot make the folder --data-dir {}", data_dir.display()))?;
-    let path: PathBuf = data_dir.join("store.redb");
-    let store = tokio::task::spawn_blocking(move || {
-        EmbeddedStore::open(path, embedded::Options::default())
-    });
-    Ok(store.await??)
 }

@@ -22,7 +22,7 @@ use crate::kinds::{self, Kind, Kinds};
 use crate::object::{Event, EventType, Object};
 
 /// Everything of this system stands below.
-const ROOT: &str = "/registry/";
+pub const ROOT: &str = "/registry/";
 /// Where the definitions of custom resources stand.
 const DEFINITIONS: &str = "/registry/apiextensions.k8s.io/customresourcedefinitions/";
 /// Changes are kept at least so long, if there is room.

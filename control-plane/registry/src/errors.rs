@@ -2,6 +2,7 @@
 //!
 //! Texts and shapes follow `k8s.io/apimachinery/pkg/api/errors` and `pkg/util/validation/field`.
 
+use control_plane_store::StoreError;
 use serde_json::{Value, json};
 
 use crate::kinds::Kind;
@@ -316,10 +317,15 @@ impl ApiError {
     }
 }
 
-impl From<control_plane_store::StoreError> for ApiError {
-    fn from(error: control_plane_store::StoreError) -> Self {
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
         match error {
-            control_plane_store::StoreError::TooLarge { limit, .. } => Self::too_large(limit),
+            StoreError::TooLarge { limit, .. } => Self::too_large(limit),
+            StoreError::Unreachable { .. } => Self::unavailable(error.to_string()),
+            // Without Retry-After: clients that see one send the same write again, which may double it.
+            StoreError::Unanswered { .. } => {
+                Self::new(504, Reason::Timeout, format!("Timeout: {error}"))
+            }
             other => Self::internal(&other),
         }
     }

@@ -40,6 +40,7 @@ mod validate;
 mod watch;
 mod write;
 
+pub use cache::ROOT;
 pub use delete::Deleted;
 pub use errors::{ApiError, FieldError, Reason};
 pub use kinds::{Kind, Kinds, Subresource};

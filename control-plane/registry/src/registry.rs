@@ -155,7 +155,10 @@ impl Registry {
 
     /// Notes that the store failed in a way that only a restart mends.
     pub(crate) fn note_failure(&self, error: &StoreError) {
-        if matches!(error, StoreError::Write { .. } | StoreError::Closed) {
+        if matches!(
+            error,
+            StoreError::Write { .. } | StoreError::DiskFull { .. } | StoreError::Closed
+        ) {
             self.0.broken.store(true, Ordering::Relaxed);
         }
     }

@@ -1,14 +1,17 @@
 //! Bytes under keys, with etcd's model: one revision counter, transactions, ranges, watches, compaction.
 //!
 //! This crate knows no Kubernetes: it never parses a value and gives no meaning to a key beyond its order.
-//! [`Store`] is the seam; [`embedded`] keeps everything in one file, and other implementations pass the same
-//! [`conformance`] suite.
+//! [`Store`] is the seam; [`embedded`] keeps everything in one file, [`etcd`] in an etcd cluster, and both pass the
+//! same [`conformance`] suite.
 
 #![forbid(unsafe_code)]
 
+pub mod backup;
 pub mod conformance;
 pub mod embedded;
 mod error;
+pub mod etcd;
+pub mod snapshot;
 mod types;
 
 use async_trait::async_trait;
@@ -16,10 +19,15 @@ use futures::stream::BoxStream;
 
 pub use embedded::EmbeddedStore;
 pub use error::{Result, StoreError};
+pub use etcd::EtcdStore;
+pub use snapshot::Snapshot;
 pub use types::{
     Compare, Event, EventKind, GetResponse, Key, KeyRange, KeyValue, Op, OpResult, RangeResponse,
     Revision, Txn, TxnResponse, WatchBatch,
 };
+
+/// The largest key and value together, in bytes, unless told otherwise: etcd's `--max-request-bytes` by default.
+pub const MAX_ENTRY_BYTES: usize = 3 << 19;
 
 /// What [`Store::watch`] returns. After an `Err` the stream ends.
 pub type WatchStream = BoxStream<'static, Result<WatchBatch>>;
@@ -56,8 +64,10 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// revision. A put always takes one, even when the value is the same as before.
     ///
     /// # Errors
-    /// [`StoreError::DuplicateKey`] when two operations name the same key, [`StoreError::TooLarge`],
-    /// [`StoreError::Closed`] and [`StoreError::Write`]. After `Write` it is unknown whether the write happened.
+    /// [`StoreError::DuplicateKey`] when two operations name the same key, [`StoreError::EmptyKey`],
+    /// [`StoreError::TooLarge`], and those of a store that cannot write. After [`StoreError::Write`],
+    /// [`StoreError::DiskFull`] and [`StoreError::Unanswered`] it is unknown whether the write happened; after any
+    /// other it did not.
     async fn txn(&self, txn: Txn) -> Result<TxnResponse>;
 
     /// All changes of keys that start with `prefix`, from revision `from` on (that revision included): first the
@@ -77,7 +87,8 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn watch(&self, prefix: &str, from: Revision) -> Result<WatchStream>;
 
     /// Forgets history before `revision`: reads at and watches from `revision` or later still work, earlier ones
-    /// get [`StoreError::Compacted`]. Compacting what is compacted already is no error.
+    /// get [`StoreError::Compacted`] (in etcd, compacted by somebody else, one revision earlier can still be read).
+    /// Compacting what is compacted already is no error.
     ///
     /// # Errors
     /// [`StoreError::FutureRevision`] when `revision` has not happened.
@@ -86,6 +97,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// The revision of the last change; 1 for a store that was never written.
     async fn revision(&self) -> Result<Revision>;
 
-    /// The oldest revision that can still be read and watched from.
+    /// The oldest revision that can still be watched from. It is the one after the present where no history is left;
+    /// the present itself can always be read.
     async fn oldest_revision(&self) -> Result<Revision>;
 }

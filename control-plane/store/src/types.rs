@@ -1,8 +1,11 @@
 //! The words that a store and its users exchange.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+use crate::error::{Result, StoreError};
 
 /// The store's one counter: strictly increasing, one step for each transaction that changes something.
 pub type Revision = u64;
@@ -205,6 +208,14 @@ impl Op {
             Self::Put { key, .. } | Self::Delete { key } => key,
         }
     }
+
+    /// Key and value together, in bytes.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Self::Put { key, value } => key.len() + value.len(),
+            Self::Delete { key } => key.len(),
+        }
+    }
 }
 
 impl Txn {
@@ -250,6 +261,35 @@ impl Txn {
             .when(Compare::unchanged(key.clone(), mod_revision))
             .then(Op::put(key.clone(), value))
             .else_get(key)
+    }
+
+    /// # Errors
+    /// What is wrong with the transaction, whatever the store holds; `limit` is the most that a key and its value may
+    /// have, in bytes.
+    pub(crate) fn check(&self, limit: usize) -> Result<()> {
+        let compared = self.compares.iter().map(|compare| &compare.key);
+        let named = compared
+            .chain(&self.else_get)
+            .chain(self.then.iter().map(Op::key));
+        if named.into_iter().any(|key| key.is_empty()) {
+            return Err(StoreError::EmptyKey);
+        }
+        let mut changed = HashSet::new();
+        for op in &self.then {
+            if !changed.insert(op.key()) {
+                return Err(StoreError::DuplicateKey {
+                    key: op.key().clone(),
+                });
+            }
+            if op.size() > limit {
+                return Err(StoreError::TooLarge {
+                    key: op.key().clone(),
+                    size: op.size(),
+                    limit,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Deletes a key that must still stand at `mod_revision`; reads it if it does not.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use control_plane_store::conformance::{AnyStore, Place};
 use control_plane_store::embedded::{EmbeddedStore, Options, Retention};
 use control_plane_store::{
     Event, KeyRange, KeyValue, Op, Revision, Store, StoreError, Txn, store_conformance,
@@ -14,13 +15,30 @@ use control_plane_store::{
 use futures::StreamExt;
 use tempfile::TempDir;
 
-async fn empty_store() -> (Arc<dyn Store>, TempDir) {
-    let folder = TempDir::new().unwrap();
-    let store = EmbeddedStore::open(folder.path().join("store.redb"), Options::default()).unwrap();
-    (Arc::new(store), folder)
+struct Folder(TempDir);
+
+impl Folder {
+    fn file(&self) -> PathBuf {
+        self.0.path().join("store.redb")
+    }
 }
 
-store_conformance!(empty_store);
+impl Place for Folder {
+    async fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    async fn open(&mut self) -> AnyStore {
+        Arc::new(open(&self.file()))
+    }
+
+    async fn restart(&mut self, store: AnyStore) -> AnyStore {
+        drop(store);
+        self.open().await
+    }
+}
+
+store_conformance!(Folder);
 
 fn keep_everything() -> Options {
     let retention = Retention {
@@ -146,7 +164,8 @@ async fn any_history_reads_the_same_before_and_after_a_restart() {
 
 #[tokio::test]
 async fn a_watcher_that_compaction_overtakes_is_told_so() {
-    let (store, _folder) = empty_store().await;
+    let mut folder = Folder::new().await;
+    let store = folder.open().await;
     put(&*store, "k", "1").await;
     let mut slow = store.watch("", 1).await.unwrap();
     put(&*store, "k", "2").await;
@@ -165,7 +184,8 @@ async fn a_watcher_that_compaction_overtakes_is_told_so() {
 
 #[tokio::test]
 async fn watches_end_when_the_store_is_closed() {
-    let (store, _folder) = empty_store().await;
+    let mut folder = Folder::new().await;
+    let store = folder.open().await;
     let mut stream = store.watch("", 2).await.unwrap();
     drop(store);
     assert!(matches!(stream.next().await, Some(Err(StoreError::Closed))));
@@ -185,7 +205,8 @@ async fn a_second_opener_is_refused_by_name() {
 
 #[tokio::test]
 async fn an_entry_over_the_limit_is_refused_and_nothing_else_is_lost() {
-    let (store, _folder) = empty_store().await;
+    let mut folder = Folder::new().await;
+    let store = folder.open().await;
     let txn = Txn::new()
         .then(Op::put("small", "1"))
         .then(Op::put("large", vec![0; 3 << 19]));

@@ -269,7 +269,7 @@ fn overlay(
         mode: backend.mode,
         underlay_v4: uplink.v4.first().copied(),
         underlay_v6: uplink.v6.first().copied(),
-        on_link_v4: uplink.on_link_v4.clone(),
+        on_link: uplink.on_link.clone(),
         uplink_mtu: uplink.mtu,
         port: backend.port,
         vni: backend.vni,

@@ -36,13 +36,14 @@ pub struct Flags {
     )]
     pub service_cidr: Vec<IpNetwork>,
 
-    /// How packets go to other nodes: vxlan (as flannel's) or direct (routed on a shared link, as flannel's host-gw).
+    /// How packets go to other nodes: vxlan or udp (both as flannel's), or direct (routed on a shared link, as flannel's
+    /// host-gw).
     #[arg(long, value_name = "MODE", default_value = "vxlan")]
     pub overlay: Mode,
 
-    /// UDP port of the overlay.
-    #[arg(long, value_name = "PORT", default_value_t = 8472)]
-    pub vxlan_port: u16,
+    /// UDP port of the overlay [default: flannel's, 8472 for vxlan and 8285 for udp].
+    #[arg(long, value_name = "PORT")]
+    pub overlay_port: Option<u16>,
 
     /// VXLAN network identifier.
     #[arg(long, default_value_t = 1)]
@@ -52,7 +53,7 @@ pub struct Flags {
     #[arg(
         long,
         value_name = "PATH",
-        conflicts_with_all = ["overlay", "vxlan_port", "vni", "flannel_etcd_endpoints"]
+        conflicts_with_all = ["overlay", "overlay_port", "vni", "flannel_etcd_endpoints"]
     )]
     pub net_conf: Option<PathBuf>,
 
@@ -133,6 +134,13 @@ pub struct Flags {
     /// Where leases of pod addresses and volumes are kept.
     #[arg(long, value_name = "PATH", default_value = "/var/lib/fairlead")]
     pub state_dir: PathBuf,
+}
+
+impl Flags {
+    pub fn overlay_port(&self) -> u16 {
+        self.overlay_port
+            .unwrap_or_else(|| self.overlay.default_port())
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use ebpf_abi::{Addr4, Addr6, Config, Endpoint, FamilyConfig, config_flag, endpoi
 use ipnetwork::IpNetwork;
 use node_agent_host::{HostDevice, HostDeviceSpec, Network, PodCidr, Uplink, apply_host_sysctls};
 use node_agent_model::Change;
-use node_agent_overlay::{Mode, Overlay};
+use node_agent_overlay::Overlay;
 use tokio::sync::watch;
 
 /// Ports that masquerade may use.
@@ -94,11 +94,6 @@ impl Host {
 
     fn config(&self, overlay: &Overlay) -> Config {
         let options = overlay.options();
-        let encapsulated = if options.mode == Mode::Vxlan {
-            config_flag::OVERLAY
-        } else {
-            0
-        };
         let source_nat = |v4: bool| {
             self.pod_cidrs
                 .iter()
@@ -108,7 +103,7 @@ impl Host {
         Config {
             uplink_ifindex: self.uplink.ifindex,
             host_ifindex: self.device.ifindex,
-            flags: encapsulated | config_flag::MASQUERADE,
+            flags: options.mode.config_flags() | config_flag::MASQUERADE,
             overlay_port_be: options.port.to_be(),
             pad: 0,
             vni: options.vni,

@@ -264,7 +264,7 @@ fn with_uplink(options: &OverlayOptions, uplink: &Uplink) -> OverlayOptions {
     OverlayOptions {
         underlay_v4: uplink.v4.first().copied(),
         underlay_v6: uplink.v6.first().copied(),
-        on_link_v4: uplink.on_link_v4.clone(),
+        on_link: uplink.on_link.clone(),
         uplink_mtu: uplink.mtu,
         ..options.clone()
     }

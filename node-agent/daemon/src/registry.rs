@@ -99,7 +99,7 @@ impl Source {
         let by_flags = Backend {
             mode: flags.overlay,
             vni: flags.vni,
-            port: flags.vxlan_port,
+            port: flags.overlay_port(),
         };
         self.config.as_ref().map_or(by_flags, |conf| conf.backend)
     }

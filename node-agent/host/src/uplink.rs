@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use rtnetlink::{
     IpVersion,
     packet_route::{
@@ -29,8 +29,8 @@ pub struct Uplink {
     pub v4: Vec<Ipv4Addr>,
     /// As `v4`; no temporary or deprecated ones.
     pub v6: Vec<Ipv6Addr>,
-    /// The IPv4 prefixes of its own link: what is in them is reached without a router.
-    pub on_link_v4: Vec<Ipv4Network>,
+    /// The prefixes of its own link: what is in them is reached without a router.
+    pub on_link: Vec<IpNetwork>,
 }
 
 impl Network {
@@ -60,20 +60,18 @@ impl Network {
             mac,
             v4: Vec::new(),
             v6: Vec::new(),
-            on_link_v4: Vec::new(),
+            on_link: Vec::new(),
         };
         let unusable = AddressHeaderFlags::Deprecated | AddressHeaderFlags::Dadfailed;
         for message in self.addresses(uplink.ifindex).await? {
             if message.header.scope != AddressScope::Universe {
                 continue;
             }
-            match address_of(&message) {
-                Some(IpAddr::V4(address)) => {
-                    uplink.v4.push(address);
-                    uplink
-                        .on_link_v4
-                        .extend(Ipv4Network::new(address, message.header.prefix_len));
-                }
+            let address = address_of(&message);
+            let link = address.map(|ip| IpNetwork::new(ip, message.header.prefix_len));
+            uplink.on_link.extend(link.into_iter().flatten());
+            match address {
+                Some(IpAddr::V4(address)) => uplink.v4.push(address),
                 // IFA_F_SECONDARY and IFA_F_TEMPORARY are one bit (if_addr.h).
                 Some(IpAddr::V6(address))
                     if !message

@@ -492,10 +492,9 @@ fn the_uplink_is_found_by_name_and_by_the_default_route() {
             ["fd00:fa1e::11".parse::<std::net::Ipv6Addr>().unwrap()]
         );
         assert_eq!(
-            uplink.on_link_v4,
-            ["172.31.240.11/24"
-                .parse::<ipnetwork::Ipv4Network>()
-                .unwrap()]
+            uplink.on_link,
+            ["172.31.240.11/24", "fd00:fa1e::11/64"]
+                .map(|link| link.parse::<ipnetwork::IpNetwork>().unwrap())
         );
         let shown = ip("link show dev eth0");
         assert!(shown.contains(&uplink.mac.to_string()), "{shown}");

@@ -22,12 +22,12 @@ pub use annotation::{
     PUBLIC_IP_OVERWRITE, PUBLIC_IPV6, PUBLIC_IPV6_OVERWRITE, node_lease,
 };
 pub use etcd::{EtcdOptions, EtcdRegistry};
-pub use header::vxlan_header;
+pub use header::Encapsulation;
 pub use kube_registry::KubeRegistry;
 pub use lease::{Attributes, Lease};
 pub use mac::VtepMac;
 pub use net_conf::{Backend, NetConf, NetConfError, Range};
-pub use overlay::{Mode, NotAPeer, Overlay, OverlayError, OverlayOptions, VXLAN_OVERHEAD_V4};
+pub use overlay::{Mode, NotAPeer, Overlay, OverlayError, OverlayOptions};
 pub use peers::{Conflict, Peers, Update};
 pub use registry::{LeaseEvent, OwnLease, Registry, RegistryError};
 pub use subnet_env::{SubnetEnv, SubnetEnvError};

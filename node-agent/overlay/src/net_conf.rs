@@ -8,9 +8,6 @@ use serde_json::{Map, Value};
 
 use crate::Mode;
 
-/// UDP port of the VXLAN backend: that of Linux, which flannel leaves to the kernel.
-const VXLAN_PORT: u16 = 8472;
-
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NetConf {
     /// What nodes get their subnets from, at most one a family, IPv4 first.
@@ -65,7 +62,7 @@ pub enum NetConfError {
     },
     #[error("net-conf.json: EnableIPv4 and EnableIPv6 are both false: enable one of them")]
     NoFamily,
-    #[error("net-conf.json: Backend.Type {0:?} is not served: choose vxlan or host-gw")]
+    #[error("net-conf.json: Backend.Type {0:?} is not served: choose vxlan, udp or host-gw")]
     Backend(String),
     #[error("net-conf.json: Backend.{0} is set and not served: remove it")]
     Option(&'static str),
@@ -241,7 +238,7 @@ impl Backend {
         // Without a Backend flannel's is udp, in spite of its documentation.
         let empty = Map::new();
         let backend = match field(fields, "Backend") {
-            None => return Err(NetConfError::Backend("udp".to_owned())),
+            None => &empty,
             Some(Value::Object(backend)) => backend,
             Some(other) => {
                 return Err(NetConfError::Field {
@@ -254,6 +251,7 @@ impl Backend {
         let kind = field(backend, "Type").and_then(Value::as_str).unwrap_or("");
         let (mode, options) = match kind.to_ascii_lowercase().as_str() {
             "vxlan" => (Mode::Vxlan, backend),
+            "udp" | "" => (Mode::Udp, backend),
             "host-gw" => (Mode::Direct, &empty),
             _ => return Err(NetConfError::Backend(kind.to_owned())),
         };
@@ -279,7 +277,7 @@ impl Backend {
         Ok(Self {
             mode,
             vni,
-            port: if port == 0 { VXLAN_PORT } else { port },
+            port: if port == 0 { mode.default_port() } else { port },
         })
     }
 }
@@ -355,6 +353,19 @@ mod tests {
     fn range(mut fields: Value) -> Result<Range, NetConfError> {
         fields["Backend"] = json!({"Type": "vxlan"});
         parse(&fields).map(|conf| conf.ranges[0])
+    }
+
+    #[test]
+    fn without_a_backend_type_it_is_udp_as_in_flannel() {
+        for (backend, port) in [
+            (json!(null), 8285),
+            (json!({}), 8285),
+            (json!({"Type": "udp", "Port": 9000}), 9000),
+        ] {
+            let fields = json!({"Network": "10.5.0.0/16", "Backend": backend});
+            let conf = parse(&fields).unwrap();
+            assert_eq!((conf.backend.mode, conf.backend.port), (Mode::Udp, port));
+        }
     }
 
     #[test]
@@ -442,14 +453,12 @@ mod tests {
         }
         for (backend, word) in [
             (json!({"Type": "wireguard"}), "\"wireguard\""),
-            (json!({}), "\"\""),
             (json!("vxlan"), "object"),
             (json!({"Type": "vxlan", "VNI": 1 << 24}), "VNI"),
             (
                 json!({"Type": "vxlan", "DirectRouting": true}),
                 "DirectRouting",
             ),
-            (json!(null), "\"udp\""),
         ] {
             let error = parse(&json!({"Network": "10.5.0.0/16", "Backend": backend})).unwrap_err();
             assert!(error.to_string().contains(word), "{backend}: {error}");

@@ -3,22 +3,20 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ebpf_abi::{Family, Peer, overlay_header, peer_mode};
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ebpf_abi::{Family, Peer, config_flag, overlay_header, peer_mode};
+use ipnetwork::IpNetwork;
 use node_agent_model::PeerRoutes;
 use serde_json::Value;
 
-use crate::header::Vtep;
-use crate::{Attributes, BackendData, Lease, VtepMac, vxlan_header};
-
-/// Outer IPv4, UDP, VXLAN and inner Ethernet, in bytes.
-pub const VXLAN_OVERHEAD_V4: u32 = 50;
+use crate::{Attributes, BackendData, Encapsulation, Lease, VtepMac};
 
 /// How packets go to other nodes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Mode {
     /// Encapsulated as flannel's `vxlan` backend does.
     Vxlan,
+    /// In UDP without any other header, as flannel's `udp` backend does.
+    Udp,
     /// Routed on a shared link, as flannel's `host-gw` backend does.
     Direct,
 }
@@ -31,8 +29,8 @@ pub struct OverlayOptions {
     /// This node's addresses on the uplink.
     pub underlay_v4: Option<Ipv4Addr>,
     pub underlay_v6: Option<Ipv6Addr>,
-    /// IPv4 prefixes of the uplink's own link: peers in them need no route lookup.
-    pub on_link_v4: Vec<Ipv4Network>,
+    /// Prefixes of the uplink's own link: peers in them need no route lookup.
+    pub on_link: Vec<IpNetwork>,
     /// MTU of the uplink, in bytes.
     pub uplink_mtu: u32,
     /// UDP destination port.
@@ -45,25 +43,26 @@ pub struct OverlayOptions {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Overlay {
     options: OverlayOptions,
+    /// Where encapsulated packets of both families go: the IPv4 underlay, if there is one.
+    underlay: IpAddr,
+    mtu: u32,
 }
+
+/// RFC 8200 section 5: a link that carries IPv6 has an MTU of at least 1280 bytes.
+const LEAST_MTU: u32 = 1280;
 
 /// The options cannot work.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum OverlayError {
-    #[error(
-        "--overlay vxlan over the IPv6 underlay {0} is not there yet: give --uplink an interface with an IPv4 address, \
-         or choose --overlay direct"
-    )]
-    Ipv6Underlay(Ipv6Addr),
     #[error("--uplink has no address: give it one, or name another interface")]
     NoAddress,
     #[error("--vni {0} has more than 24 bits: choose one from 1 to 16777215")]
     Vni(u32),
     #[error(
-        "the uplink's MTU of {0} bytes leaves no room for IPv6 packets in the overlay: it must be at least 1330"
+        "the uplink's MTU of {found} bytes leaves no room for IPv6 packets in the overlay: it must be at least {least}"
     )]
-    Mtu(u32),
-    #[error("--overlay {0:?} is unknown: choose vxlan or direct")]
+    Mtu { found: u32, least: u32 },
+    #[error("--overlay {0:?} is unknown: choose vxlan, udp or direct")]
     Mode(String),
 }
 
@@ -103,11 +102,40 @@ pub enum NotAPeer {
 }
 
 impl Mode {
-    /// The body of flannel's annotation.
+    /// The body of flannel's annotation; its `udp` backend sets none.
     pub const fn backend_type(self) -> &'static str {
         match self {
             Self::Vxlan => "vxlan",
+            Self::Udp => "",
             Self::Direct => "host-gw",
+        }
+    }
+
+    /// Flannel's UDP destination port.
+    pub const fn default_port(self) -> u16 {
+        match self {
+            Self::Vxlan | Self::Direct => 8472,
+            Self::Udp => 8285,
+        }
+    }
+
+    /// What the programs must know: bits of [`config_flag`].
+    pub const fn config_flags(self) -> u32 {
+        match self {
+            Self::Vxlan => config_flag::OVERLAY,
+            Self::Udp => config_flag::OVERLAY | config_flag::OVERLAY_UDP,
+            Self::Direct => 0,
+        }
+    }
+
+    /// Bytes that a packet grows by on this underlay.
+    const fn overhead(self, underlay: Family) -> usize {
+        match (self, underlay) {
+            (Self::Vxlan, Family::V4) => overlay_header::VXLAN_OVER_IPV4,
+            (Self::Vxlan, Family::V6) => overlay_header::VXLAN_OVER_IPV6,
+            (Self::Udp, Family::V4) => overlay_header::UDP_OVER_IPV4,
+            (Self::Udp, Family::V6) => overlay_header::UDP_OVER_IPV6,
+            (Self::Direct, _) => 0,
         }
     }
 }
@@ -118,6 +146,7 @@ impl FromStr for Mode {
     fn from_str(text: &str) -> Result<Self, OverlayError> {
         match text {
             "vxlan" => Ok(Self::Vxlan),
+            "udp" => Ok(Self::Udp),
             "direct" => Ok(Self::Direct),
             other => Err(OverlayError::Mode(other.to_owned())),
         }
@@ -129,30 +158,33 @@ impl Overlay {
     ///
     /// When the options contradict each other or the underlay.
     pub fn new(options: OverlayOptions) -> Result<Self, OverlayError> {
-        match (options.underlay_v4, options.underlay_v6) {
-            (None, None) => return Err(OverlayError::NoAddress),
-            (None, Some(v6)) if options.mode == Mode::Vxlan => {
-                return Err(OverlayError::Ipv6Underlay(v6));
-            }
-            _ => {}
-        }
+        let underlay = options.underlay_v4.map(IpAddr::V4);
+        let underlay = underlay.or(options.underlay_v6.map(IpAddr::V6));
+        let underlay = underlay.ok_or(OverlayError::NoAddress)?;
         if options.vni == 0 || options.vni >= 1 << 24 {
             return Err(OverlayError::Vni(options.vni));
         }
-        let overlay = Self { options };
-        // RFC 8200 section 5: a link that carries IPv6 has an MTU of at least 1280 bytes.
-        if overlay.mtu() < 1280 {
-            return Err(OverlayError::Mtu(overlay.options.uplink_mtu));
+        let family = if underlay.is_ipv4() {
+            Family::V4
+        } else {
+            Family::V6
+        };
+        let overhead = options.mode.overhead(family) as u32;
+        let least = LEAST_MTU + overhead;
+        if options.uplink_mtu < least {
+            let found = options.uplink_mtu;
+            return Err(OverlayError::Mtu { found, least });
         }
-        Ok(overlay)
+        Ok(Self {
+            mtu: options.uplink_mtu - overhead,
+            underlay,
+            options,
+        })
     }
 
     /// Largest packet of a pod that reaches every peer, in bytes.
     pub fn mtu(&self) -> u32 {
-        match self.options.mode {
-            Mode::Vxlan => self.options.uplink_mtu.saturating_sub(VXLAN_OVERHEAD_V4),
-            Mode::Direct => self.options.uplink_mtu,
-        }
+        self.mtu
     }
 
     pub fn options(&self) -> &OverlayOptions {
@@ -161,33 +193,41 @@ impl Overlay {
 
     /// The MAC address that an earlier life of this node published, if it did for VXLAN: peers keep it over a restart.
     pub fn published_mac(earlier: &Attributes) -> Option<VtepMac> {
-        let data: BackendData = serde_json::from_value(earlier.backend_data.clone()).ok()?;
-        Some(data.vtep_mac)
+        [&earlier.backend_data, &earlier.backend_v6_data]
+            .into_iter()
+            .find_map(|data| serde_json::from_value::<BackendData>(data.clone()).ok())
+            .map(|data| data.vtep_mac)
     }
 
     /// What this node's lease must say.
     pub fn attributes(&self) -> Attributes {
         let options = &self.options;
-        let backend_data = match options.mode {
+        let data = match options.mode {
             Mode::Vxlan => serde_json::to_value(BackendData {
                 vni: options.vni,
                 vtep_mac: options.mac,
             })
             .expect("a number and a string serialize"),
-            Mode::Direct => Value::Null,
+            Mode::Udp | Mode::Direct => Value::Null,
+        };
+        // Encapsulated, both families go by one underlay: an address of the other would be an invitation to use it.
+        let by_v6 = options.mode == Mode::Direct || self.underlay.is_ipv6();
+        let (backend_data, backend_v6_data) = if self.underlay.is_ipv4() {
+            (data, Value::Null)
+        } else {
+            (Value::Null, data)
         };
         Attributes {
             public_ip: options.underlay_v4,
-            // Over VXLAN both families go by the IPv4 underlay: an IPv6 one would be an invitation to use it.
-            public_ipv6: options.underlay_v6.filter(|_| options.mode == Mode::Direct),
+            public_ipv6: options.underlay_v6.filter(|_| by_v6),
             backend_type: options.mode.backend_type().to_owned(),
             backend_data,
-            backend_v6_data: Value::Null,
+            backend_v6_data,
         }
     }
 
-    /// How to reach the holder of a lease. A node is one peer over VXLAN, and one a family where packets are only
-    /// routed: the next hop of an IPv6 packet has an IPv6 address.
+    /// How to reach the holder of a lease. A node is one peer where packets are encapsulated, and one a family where
+    /// they are only routed: the next hop of an IPv6 packet has an IPv6 address.
     ///
     /// # Errors
     ///
@@ -202,72 +242,71 @@ impl Overlay {
                 expected,
             });
         }
-        let no_v4 = NotAPeer::NoAddress("IPv4");
-        if let (Mode::Vxlan, Some(own)) = (options.mode, options.underlay_v4) {
-            let remote = attributes.public_ip.ok_or(no_v4)?;
-            let routes = PeerRoutes {
-                peer: self.vxlan_peer(own, remote, &attributes.backend_data)?,
-                prefixes: lease.subnets.clone(),
-            };
-            return Ok([Some(routes), None]);
-        }
-        let direct = |v4: bool, remote: Result<IpAddr, NotAPeer>| {
-            let of_family = |subnet: &IpNetwork| subnet.is_ipv4() == v4;
-            let prefixes: Vec<_> = lease.subnets.iter().copied().filter(of_family).collect();
-            let has_underlay = if v4 {
-                options.underlay_v4.is_some()
-            } else {
-                options.underlay_v6.is_some()
-            };
-            if prefixes.is_empty() || !has_underlay {
-                return Ok(None);
-            }
-            let peer = direct_peer(remote?, self.mtu());
-            Ok(Some(PeerRoutes { peer, prefixes }))
-        };
-        let v4 = attributes.public_ip.map(IpAddr::V4).ok_or(no_v4);
+        let v4 = attributes.public_ip.map(IpAddr::V4);
+        let v4 = v4.ok_or(NotAPeer::NoAddress("IPv4"));
         let v6 = attributes.public_ipv6.map(IpAddr::V6);
         let v6 = v6.ok_or(NotAPeer::NoAddress("IPv6"));
-        Ok([direct(true, v4)?, direct(false, v6)?])
+        if options.mode == Mode::Direct {
+            let routed = |remote: Result<IpAddr, NotAPeer>,
+                          has_underlay: bool,
+                          of_family: Filter| {
+                let prefixes: Vec<_> = lease.subnets.iter().copied().filter(of_family).collect();
+                if prefixes.is_empty() || !has_underlay {
+                    return Ok(None);
+                }
+                let peer = peer_at(remote?, self.mtu);
+                Ok(Some(PeerRoutes { peer, prefixes }))
+            };
+            return Ok([
+                routed(v4, options.underlay_v4.is_some(), IpNetwork::is_ipv4)?,
+                routed(v6, options.underlay_v6.is_some(), IpNetwork::is_ipv6)?,
+            ]);
+        }
+        let (remote, data) = match self.underlay {
+            IpAddr::V4(_) => (v4?, &attributes.backend_data),
+            IpAddr::V6(_) => (v6?, &attributes.backend_v6_data),
+        };
+        let routes = PeerRoutes {
+            peer: self.encapsulated(remote, data)?,
+            prefixes: lease.subnets.clone(),
+        };
+        Ok([Some(routes), None])
     }
 
-    fn vxlan_peer(&self, own: Ipv4Addr, remote: Ipv4Addr, data: &Value) -> Result<Peer, NotAPeer> {
-        let data: BackendData =
-            serde_json::from_value(data.clone()).map_err(|source| NotAPeer::BadBackendData {
-                text: data.to_string(),
-                source,
-            })?;
+    fn encapsulated(&self, remote: IpAddr, data: &Value) -> Result<Peer, NotAPeer> {
         let options = &self.options;
-        if data.vni != options.vni {
-            return Err(NotAPeer::OtherVni {
-                found: data.vni,
-                expected: options.vni,
-            });
-        }
-        let own = Vtep {
-            underlay: own,
-            mac: options.mac,
+        let encapsulation = if options.mode == Mode::Udp {
+            Encapsulation::Udp
+        } else {
+            let data: BackendData = serde_json::from_value(data.clone()).map_err(|source| {
+                NotAPeer::BadBackendData {
+                    text: data.to_string(),
+                    source,
+                }
+            })?;
+            if data.vni != options.vni {
+                return Err(NotAPeer::OtherVni {
+                    found: data.vni,
+                    expected: options.vni,
+                });
+            }
+            Encapsulation::Vxlan {
+                vni: options.vni,
+                own_mac: options.mac,
+                peer_mac: data.vtep_mac,
+            }
         };
-        let peer = Vtep {
-            underlay: remote,
-            mac: data.vtep_mac,
-        };
-        let (header, header_sum) = vxlan_header(own, peer, options.port, options.vni);
-        Ok(Peer {
-            header,
-            header_sum,
-            header_len: overlay_header::VXLAN_OVER_IPV4 as u16,
-            mode: if options.on_link_v4.iter().any(|link| link.contains(remote)) {
-                peer_mode::VXLAN_ON_LINK
-            } else {
-                peer_mode::VXLAN
-            },
-            ..direct_peer(remote.into(), self.mtu())
-        })
+        let on_link = options.on_link.iter().any(|link| link.contains(remote));
+        let mut peer = peer_at(remote, self.mtu);
+        encapsulation.fill(&mut peer, self.underlay, options.port, on_link);
+        Ok(peer)
     }
 }
 
-fn direct_peer(remote: IpAddr, mtu: u32) -> Peer {
+type Filter = fn(&IpNetwork) -> bool;
+
+/// A peer to which packets are routed as they are.
+pub(crate) fn peer_at(remote: IpAddr, mtu: u32) -> Peer {
     let mut underlay_addr = [0; 16];
     let underlay_family = match remote {
         IpAddr::V4(remote) => {
@@ -300,7 +339,10 @@ mod tests {
             mode,
             underlay_v4: Some(Ipv4Addr::new(192, 0, 2, 1)),
             underlay_v6: Some("2001:db8::1".parse().unwrap()),
-            on_link_v4: vec!["192.0.2.0/28".parse().unwrap()],
+            on_link: vec![
+                "192.0.2.0/28".parse().unwrap(),
+                "2001:db8::/120".parse().unwrap(),
+            ],
             uplink_mtu: 1500,
             port: 8472,
             vni: 1,
@@ -354,7 +396,7 @@ mod tests {
 
     #[test]
     fn what_one_node_publishes_makes_it_a_peer_of_the_other() {
-        for mode in [Mode::Vxlan, Mode::Direct] {
+        for mode in [Mode::Vxlan, Mode::Udp, Mode::Direct] {
             let lease = Lease {
                 attributes: overlay(mode).attributes(),
                 ..flannel_lease()
@@ -399,23 +441,58 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_underlay_is_refused_with_the_way_out() {
-        let options = OverlayOptions {
-            underlay_v4: None,
-            ..overlay(Mode::Vxlan).options
-        };
-        assert!(
-            Overlay::new(options.clone())
-                .unwrap_err()
-                .to_string()
-                .contains("--overlay direct")
-        );
-        assert!(
-            Overlay::new(OverlayOptions {
-                mode: Mode::Direct,
+    fn without_an_ipv4_underlay_both_families_go_over_ipv6() {
+        for (mode, header_len) in [(Mode::Vxlan, 70), (Mode::Udp, 48)] {
+            let options = OverlayOptions {
+                underlay_v4: None,
+                ..overlay(mode).options
+            };
+            let own = Overlay::new(options.clone()).unwrap();
+            let lease = Lease {
+                attributes: own.attributes(),
+                ..flannel_lease()
+            };
+            assert_eq!(
+                Overlay::published_mac(&lease.attributes),
+                (mode == Mode::Vxlan).then_some(options.mac)
+            );
+            let other = Overlay::new(OverlayOptions {
+                node_name: "b".to_owned(),
+                underlay_v6: Some("2001:db8::2".parse().unwrap()),
                 ..options
             })
-            .is_ok()
-        );
+            .unwrap();
+            let [routes, none] = other.peers(&lease).unwrap();
+            assert_eq!(none, None);
+            let PeerRoutes { peer, prefixes } = routes.unwrap();
+            assert_eq!(prefixes, lease.subnets);
+            assert_eq!(
+                (peer.header_len, peer.mtu),
+                (header_len, 1500 - u32::from(header_len))
+            );
+            assert_eq!(peer.underlay_addr[..4], [0x20, 1, 0x0d, 0xb8]);
+            assert!(matches!(
+                peer.mode,
+                peer_mode::VXLAN_ON_LINK | peer_mode::UDP_ON_LINK
+            ));
+            // A node without IPv6 on its uplink cannot be reached.
+            let error = other.peers(&flannel_lease());
+            assert!(error.is_err(), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn too_small_an_underlay_is_refused_with_the_least_mtu() {
+        for (mode, least) in [(Mode::Vxlan, 1330), (Mode::Udp, 1308), (Mode::Direct, 1280)] {
+            let with = |uplink_mtu| {
+                Overlay::new(OverlayOptions {
+                    uplink_mtu,
+                    ..overlay(mode).options
+                })
+            };
+            assert_eq!(with(least).unwrap().mtu(), 1280);
+            let error = with(least - 1).unwrap_err().to_string();
+            assert!(error.contains(&format!("at least {least}")), "{error}");
+        }
     }
 }

@@ -217,7 +217,7 @@ mod tests {
             mode: Mode::Vxlan,
             underlay_v4: Some([192, 0, 2, number].into()),
             underlay_v6: None,
-            on_link_v4: vec![],
+            on_link: vec![],
             uplink_mtu: 1500,
             port: 8472,
             vni: 1,

@@ -1,22 +1,21 @@
 //! Our side of a cell: the real object, the real planner and the real overlay, a thousand other services beside the
 //! measured ones. Nothing is pinned where another process sees it.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use ebpf_abi::{Config, Endpoint, FamilyConfig, config_flag};
-use ipnetwork::Ipv4Network;
+use ebpf_abi::{Config, Endpoint, FamilyConfig};
+use ipnetwork::IpNetwork;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use node_agent_maps::{Dataplane, Options};
 use node_agent_model::{
-    Applied, Capacity, Change, Desired, EndpointSlice, MapSink, Node, ObjectName, Protocol,
-    Service, ServicePort, SliceEndpoint, SlicePort, plan,
+    Applied, Capacity, Change, Desired, EndpointSlice, MapSink, ObjectName, Protocol, Service,
+    ServicePort, SliceEndpoint, SlicePort, plan,
 };
-use node_agent_overlay::{Mode, Overlay, OverlayOptions, VtepMac};
+use node_agent_overlay::{Lease, Mode, Overlay, OverlayOptions, VtepMac};
 
 use crate::cell::{
     Cell, OTHER_NODE, PodAddress, SAME_NODE, UNDERLAY_MTU, node_v4, node_v6, pod_cidr_v4,
@@ -26,7 +25,6 @@ use crate::cgroup::Cgroup;
 use crate::server::{ANSWER_PORT, CLOSE_PORT, PACKET_PORT, SINK_PORT};
 
 const BPFFS: &str = "/sys/fs/bpf";
-const VXLAN_PORT: u16 = 8472;
 const VNI: u32 = 1;
 /// Services that nobody asks for, each with three endpoints.
 const OTHER_SERVICES: u16 = 1000;
@@ -112,12 +110,8 @@ fn changes(cell: &Cell, number: u8, mode: Mode) -> Result<Vec<Change>> {
     let netns = cell.node(number);
     let mut changes = vec![Change::Config(Config {
         uplink_ifindex: netns.ifindex("uplink")?,
-        flags: if mode == Mode::Vxlan {
-            config_flag::OVERLAY
-        } else {
-            0
-        },
-        overlay_port_be: VXLAN_PORT.to_be(),
+        flags: mode.config_flags(),
+        overlay_port_be: mode.default_port().to_be(),
         vni: VNI,
         uplink_mtu: UNDERLAY_MTU,
         nat_port_first: 61000,
@@ -155,7 +149,7 @@ fn changes(cell: &Cell, number: u8, mode: Mode) -> Result<Vec<Change>> {
     Ok(changes)
 }
 
-/// The other node, as its annotations describe it.
+/// The other node, as its lease describes it.
 fn peer(number: u8, mode: Mode) -> Result<[Change; 2]> {
     let overlay = |number: u8| {
         Overlay::new(OverlayOptions {
@@ -163,29 +157,29 @@ fn peer(number: u8, mode: Mode) -> Result<[Change; 2]> {
             mode,
             underlay_v4: Some(node_v4(number)),
             underlay_v6: Some(node_v6(number)),
-            on_link_v4: Ipv4Network::new(node_v4(number), 24).into_iter().collect(),
+            on_link: IpNetwork::new(node_v4(number).into(), 24)
+                .into_iter()
+                .collect(),
             uplink_mtu: UNDERLAY_MTU,
-            port: VXLAN_PORT,
+            port: mode.default_port(),
             vni: VNI,
             mac: VtepMac(vtep_mac(number)),
         })
     };
     let other = 3 - number;
-    let annotations = overlay(other)?.annotations(&BTreeMap::new());
-    let node = Node {
-        name: node_name(other),
-        internal_ips: vec![node_v4(other).into()],
-        pod_cidrs: vec![pod_cidr_v4(other).parse()?, pod_cidr_v6(other).parse()?],
-        annotations: annotations
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value))
-            .collect(),
+    let lease = Lease {
+        holder: node_name(other),
+        subnets: vec![pod_cidr_v4(other).parse()?, pod_cidr_v6(other).parse()?],
+        attributes: overlay(other)?.attributes(),
+        since: 0,
     };
-    let (changes, not_a_peer) = overlay(number)?.changes(&node.name, Some(&node));
-    match not_a_peer {
-        None => Ok(changes),
-        Some(reason) => Err(reason).context("make the other node a peer"),
-    }
+    let [first, ipv6] = overlay(number)?
+        .peers(&lease)
+        .context("make the other node a peer")?;
+    Ok([
+        Change::Peer(lease.holder.clone(), first),
+        Change::Peer(format!("{}/ipv6", lease.holder), ipv6),
+    ])
 }
 
 /// A Service with one endpoint, so that every connection takes the way that is measured.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control_plane_registry::Registry;
-use control_plane_store::{EmbeddedStore, embedded};
+use control_plane_store::{EmbeddedStore, Store, embedded};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope, jiff::Timestamp};
 use kube::api::{Patch, PatchParams, PostParams};
@@ -74,7 +74,7 @@ impl ControlPlane {
             .unwrap();
         let path = folder.path().join("store.redb");
         let address = runtime
-            .spawn(async move { serve(&path).await })
+            .spawn(async move { serve(open(&path).await).await })
             .await
             .unwrap();
         let with = options.clone();
@@ -165,11 +165,15 @@ impl Drop for ControlPlane {
     }
 }
 
-async fn serve(path: &Path) -> SocketAddr {
+async fn open(path: &Path) -> Arc<dyn Store> {
     let path = path.to_owned();
     let open = || EmbeddedStore::open(path, embedded::Options::default()).unwrap();
-    let store = tokio::task::spawn_blocking(open).await.unwrap();
-    let registry = Registry::open(Arc::new(store), control_plane_registry::Options::default())
+    Arc::new(tokio::task::spawn_blocking(open).await.unwrap())
+}
+
+/// An API server over a store; answers where it listens.
+pub async fn serve(store: Arc<dyn Store>) -> SocketAddr {
+    let registry = Registry::open(store, control_plane_registry::Options::default())
         .await
         .unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -183,7 +187,7 @@ async fn serve(path: &Path) -> SocketAddr {
     address
 }
 
-fn client(address: SocketAddr) -> Client {
+pub fn client(address: SocketAddr) -> Client {
     let url = format!("http://{address}").parse().unwrap();
     Client::try_from(kube::Config::new(url)).unwrap()
 }

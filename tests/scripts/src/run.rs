@@ -137,7 +137,7 @@ impl Agent {
             mode: Mode::Vxlan,
             underlay_v4: Some("192.0.2.1".parse()?),
             underlay_v6: None,
-            on_link_v4: Vec::new(),
+            on_link: Vec::new(),
             uplink_mtu: 1500,
             port: 8472,
             vni: 1,

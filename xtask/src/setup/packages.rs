@@ -57,6 +57,11 @@ pub const TOOLS: &[Package] = &[
         purpose: "the store of the tests with etcd",
     },
     Package {
+        names: &["etcd-client"],
+        shown_by: Evidence::Program("etcdctl"),
+        purpose: "reads in tests what was kept in etcd",
+    },
+    Package {
         names: &["protobuf-compiler"],
         shown_by: Evidence::Program("protoc"),
         purpose: "builds the client of etcd",

@@ -81,6 +81,37 @@ impl Disk {
         Ok(disk)
     }
 
+    /// Makes a file that holds these versions, at `revision` and with no history before.
+    pub(super) fn fill(
+        path: &Path,
+        records: &[(RecordId, &KeyValue)],
+        revision: Revision,
+    ) -> Result<()> {
+        let disk = Self::open_file(path)?;
+        let filled = disk.append(records, revision);
+        filled.map_err(|error| storage_error(path, error))
+    }
+
+    fn append(
+        &self,
+        records: &[(RecordId, &KeyValue)],
+        revision: Revision,
+    ) -> Result<(), redb::Error> {
+        let mut write = self.database.begin_write()?;
+        write.set_two_phase_commit(true);
+        {
+            let mut log = write.open_table(LOG)?;
+            let mut buffer = Vec::new();
+            for (id, kv) in records {
+                encode(&kv.key, Some(kv), &mut buffer);
+                log.insert(id, buffer.as_slice())?;
+            }
+            write.open_table(META)?.insert(OLDEST, revision + 1)?;
+        }
+        write.commit()?;
+        Ok(())
+    }
+
     /// Marks a file without any table as ours; refuses one that is somebody else's.
     fn check_format(&self, path: &Path) -> Result<()> {
         let fault = |error: redb::Error| storage_error(path, error);
@@ -181,7 +212,7 @@ impl Disk {
             let mut buffer = Vec::new();
             for change in changes {
                 for (index, event) in (0..).zip(&change.events) {
-                    encode(event, &mut buffer);
+                    encode(&event.key, event.kv.as_ref(), &mut buffer);
                     log.insert((change.revision, index), buffer.as_slice())?;
                 }
             }
@@ -304,16 +335,14 @@ impl Record {
     }
 }
 
-fn encode(event: &Event, buffer: &mut Vec<u8>) {
-    let kv = event.kv.as_ref();
-    let key_length =
-        u32::try_from(event.key.len()).expect("the writer refuses entries of gigabytes");
+fn encode(key: &Key, kv: Option<&KeyValue>, buffer: &mut Vec<u8>) {
+    let key_length = u32::try_from(key.len()).expect("the writer refuses entries of gigabytes");
     buffer.clear();
     buffer.push(u8::from(kv.is_some()));
     buffer.extend(kv.map_or(0, |kv| kv.create_revision).to_le_bytes());
     buffer.extend(kv.map_or(0, |kv| kv.version).to_le_bytes());
     buffer.extend(key_length.to_le_bytes());
-    buffer.extend(event.key.as_bytes());
+    buffer.extend(key.as_bytes());
     buffer.extend(kv.map_or(&[][..], |kv| &kv.value));
 }
 
@@ -326,7 +355,7 @@ fn builder() -> redb::Builder {
 }
 
 /// A new file survives a power cut only once its folder is synced too.
-fn sync_folder(path: &Path) -> io::Result<()> {
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
         _ => PathBuf::from("."),
@@ -334,7 +363,7 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-fn corrupted(path: &Path, reason: impl Into<Source>) -> StoreError {
+pub(super) fn corrupted(path: &Path, reason: impl Into<Source>) -> StoreError {
     StoreError::Corrupted {
         path: path.to_path_buf(),
         source: reason.into(),
@@ -352,6 +381,12 @@ fn open_error(path: &Path, error: DatabaseError) -> StoreError {
     }
 }
 
+/// Whether the file system has no room for the write.
+pub(super) fn is_full(error: &redb::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error, redb::Error::Io(io) if matches!(io.kind(), StorageFull | QuotaExceeded))
+}
+
 fn storage_error(path: &Path, error: redb::Error) -> StoreError {
     use io::ErrorKind::{InvalidData, UnexpectedEof};
     let damaged = match &error {
@@ -365,6 +400,11 @@ fn storage_error(path: &Path, error: redb::Error) -> StoreError {
     };
     if damaged {
         corrupted(path, error)
+    } else if is_full(&error) {
+        StoreError::DiskFull {
+            path: path.to_path_buf(),
+            source: error.into(),
+        }
     } else {
         StoreError::Open {
             path: path.to_path_buf(),

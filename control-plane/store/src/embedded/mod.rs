@@ -3,6 +3,7 @@
 //! One thread owns all writing and shares each `fsync` among the transactions that wait for it (group commit).
 //! Reads and watches never touch the disk.
 
+mod create;
 mod disk;
 mod mvcc;
 mod watcher;
@@ -74,7 +75,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             retention: Retention::default(),
-            max_entry_bytes: 3 << 19,
+            max_entry_bytes: crate::MAX_ENTRY_BYTES,
         }
     }
 }
@@ -193,7 +194,7 @@ impl Store for EmbeddedStore {
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnResponse> {
-        writer::check(&txn, self.max_entry_bytes)?;
+        txn.check(self.max_entry_bytes)?;
         self.ask(|reply| Request::Txn { txn, reply }).await
     }
 

@@ -114,7 +114,10 @@ impl Mvcc {
         revision: Option<Revision>,
     ) -> Result<RangeResponse> {
         let at = revision.unwrap_or(self.revision);
-        self.check_retained(at)?;
+        // The present is there even where history begins after it.
+        if at != self.revision {
+            self.check_retained(at)?;
+        }
         if at > self.revision {
             return Err(StoreError::FutureRevision {
                 requested: at,

@@ -3,14 +3,14 @@
 //! Whoever waits while an `fsync` runs is in the next batch, so the throughput grows with the number of writers
 //! and a lone writer waits for nobody.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
-use super::disk::{Compaction, Disk};
+use super::disk::{self, Compaction, Disk};
 use super::mvcc::{Change, Mvcc};
 use super::{Retention, Shared};
 use crate::{
@@ -44,7 +44,13 @@ pub(super) struct Writer {
     retention: Retention,
     published: watch::Sender<Revision>,
     /// Why the disk takes no more writes: after a failed commit its state is unknown.
-    failed: Option<String>,
+    failed: Option<Failed>,
+}
+
+/// Why a commit failed.
+struct Failed {
+    cause: String,
+    disk_full: bool,
 }
 
 /// Transactions decided on top of `base` but not yet durable.
@@ -72,35 +78,6 @@ struct Gathered {
 }
 
 type Reply = oneshot::Sender<Result<TxnResponse>>;
-
-/// # Errors
-/// What is wrong with the transaction, whatever the store holds.
-pub(super) fn check(txn: &Txn, limit: usize) -> Result<()> {
-    let mut changed = HashSet::new();
-    for op in &txn.then {
-        if !changed.insert(op.key()) {
-            return Err(StoreError::DuplicateKey {
-                key: op.key().clone(),
-            });
-        }
-        let size = op_size(op);
-        if size > limit {
-            return Err(StoreError::TooLarge {
-                key: op.key().clone(),
-                size,
-                limit,
-            });
-        }
-    }
-    Ok(())
-}
-
-fn op_size(op: &Op) -> usize {
-    match op {
-        Op::Put { key, value } => key.len() + value.len(),
-        Op::Delete { key } => key.len(),
-    }
-}
 
 impl Writer {
     pub(super) fn new(
@@ -165,7 +142,8 @@ impl Writer {
                 }
             }
             Err(error) => {
-                tracing::error!(%error, cause = self.failed, "store commit failed");
+                let cause = self.failed.as_ref().map(|failed| &failed.cause);
+                tracing::error!(%error, cause, "store commit failed");
                 for reply in replies {
                     let _ = reply.send(Err(self.failure()));
                 }
@@ -221,7 +199,10 @@ impl Writer {
         }
         let begun = Instant::now();
         if let Err(error) = self.disk.write(changes, compact) {
-            self.failed = Some(error.to_string());
+            self.failed = Some(Failed {
+                cause: error.to_string(),
+                disk_full: disk::is_full(&error),
+            });
             return Err(self.failure());
         }
         let took = begun.elapsed();
@@ -255,10 +236,15 @@ impl Writer {
     }
 
     fn failure(&self) -> StoreError {
+        let path = self.shared.path.clone();
         match &self.failed {
-            Some(cause) => StoreError::Write {
-                path: self.shared.path.clone(),
-                source: cause.clone().into(),
+            Some(failed) if failed.disk_full => StoreError::DiskFull {
+                path,
+                source: failed.cause.clone().into(),
+            },
+            Some(failed) => StoreError::Write {
+                path,
+                source: failed.cause.clone().into(),
             },
             None => StoreError::Closed,
         }
@@ -273,7 +259,7 @@ fn gather(first: Option<Request>, inbox: &Receiver<Request>) -> Gathered {
     while let Some(request) = next {
         match request {
             Request::Txn { txn, reply } => {
-                bytes += txn.then.iter().map(op_size).sum::<usize>();
+                bytes += txn.then.iter().map(Op::size).sum::<usize>();
                 gathered.txns.push(txn);
                 gathered.replies.push(reply);
             }
