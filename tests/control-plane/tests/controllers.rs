@@ -424,3 +424,42 @@ async fn what_nobody_owns_any_more_goes_with_what_it_owns_itself() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_goes_after_its_dependents_or_leaves_them_as_it_is_asked() {
+    let cluster = ControlPlane::start(quick()).await;
+    let maps = cluster.here::<ConfigMap>();
+    let there = |name: &'static str| {
+        let maps = maps.clone();
+        move || {
+            let maps = maps.clone();
+            async move { maps.get_opt(name).await.unwrap().is_some() }
+        }
+    };
+    let kept = owned(&cluster, "kept", &[]).await;
+    owned(&cluster, "orphan", &[&kept]).await;
+    maps.delete("kept", &DeleteParams::orphan()).await.unwrap();
+    eventually("the owner goes", false, there("kept")).await;
+    let orphan = maps.get("orphan").await.unwrap();
+    assert!(orphan.owner_references().is_empty(), "{orphan:?}");
+
+    let owner = owned(&cluster, "owner", &[]).await;
+    let blocking = json!({"metadata": {"name": "child", "finalizers": ["example.com/hold"],
+        "ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner.uid(),
+            "blockOwnerDeletion": true}]}});
+    create(&maps, blocking).await;
+    maps.delete("owner", &DeleteParams::foreground())
+        .await
+        .unwrap();
+    eventually("the child is asked to go", true, || async {
+        let child = maps.get("child").await.unwrap();
+        child.metadata.deletion_timestamp.is_some()
+    })
+    .await;
+    assert!(
+        maps.get_opt("owner").await.unwrap().is_some(),
+        "the owner went first"
+    );
+    merge(&maps, "child", json!({"metadata": {"finalizers": null}})).await;
+    eventually("the owner goes after its child", false, there("owner")).await;
+}
