@@ -296,14 +296,14 @@ mod tests {
         let new = set("web-2", 2, 2, 2);
         let (done, _) = status(
             &deployment(None),
-            &[new.clone()],
+            std::slice::from_ref(&new),
             Newest::Found(&new),
             at(0),
         );
         let new = set("web-2", 2, 2, 0);
         let (later, _) = status(
             &deployment(Some(done)),
-            &[new.clone()],
+            std::slice::from_ref(&new),
             Newest::Found(&new),
             at(999),
         );
