@@ -126,6 +126,11 @@ pub struct Flags {
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
     pub kubelet: bool,
 
+    /// Port of the kubelet's API (logs, exec, port-forward) on the node's address, for the API server alone; 0: none. It
+    /// is served only where the API server is on this machine or on the development cluster's link: there is no TLS yet.
+    #[arg(long, value_name = "PORT", default_value_t = 10250)]
+    pub kubelet_port: u16,
+
     /// Serve the CNI plugin and install it, where no kubelet of ours runs; false beside another CNI plugin.
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
     pub cni: bool,
