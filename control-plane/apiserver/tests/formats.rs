@@ -39,7 +39,17 @@ async fn aggregated_discovery_has_its_exact_type() {
         .iter()
         .map(|s| &s["subresource"])
         .collect();
-    assert_eq!(names, ["binding", "eviction", "status"]);
+    let expected = [
+        "attach",
+        "binding",
+        "eviction",
+        "exec",
+        "log",
+        "portforward",
+        "proxy",
+        "status",
+    ];
+    assert_eq!(names, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
