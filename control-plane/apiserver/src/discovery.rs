@@ -193,7 +193,14 @@ fn subresource_kind(
         Subresource::Binding => (kind.group, kind.version, "Binding"),
         Subresource::Scale => ("autoscaling", "v1", "Scale"),
         Subresource::Eviction => ("policy", "v1", "Eviction"),
-        Subresource::Status | Subresource::Finalize => (kind.group, kind.version, kind.kind),
+        Subresource::Status | Subresource::Finalize | Subresource::Log => {
+            (kind.group, kind.version, kind.kind)
+        }
+        Subresource::Exec => (kind.group, kind.version, "PodExecOptions"),
+        Subresource::Attach => (kind.group, kind.version, "PodAttachOptions"),
+        Subresource::PortForward => (kind.group, kind.version, "PodPortForwardOptions"),
+        Subresource::Proxy if kind.kind == "Node" => (kind.group, kind.version, "NodeProxyOptions"),
+        Subresource::Proxy => (kind.group, kind.version, "PodProxyOptions"),
     }
 }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod body;
+mod connect;
 mod discovery;
 mod health;
 mod metrics;

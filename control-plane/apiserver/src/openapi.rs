@@ -15,6 +15,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::connect::Connection;
 use crate::query::Query;
 use crate::{Api, respond};
 
@@ -186,7 +187,7 @@ fn body_of(subresource: Subresource) -> Option<&'static str> {
         Subresource::Binding => Some("io.k8s.api.core.v1.Binding"),
         Subresource::Eviction => Some("io.k8s.api.policy.v1.Eviction"),
         Subresource::Scale => Some("io.k8s.api.autoscaling.v1.Scale"),
-        Subresource::Status | Subresource::Finalize => None,
+        _ => None,
     }
 }
 
@@ -224,7 +225,9 @@ fn add_paths(kind: &'static Kind, base: &str, paths: &mut Map<String, Value>) {
         "parameters": scope,
     });
     paths.insert(format!("{collection}/{{name}}"), one);
-    for subresource in kind.subresources {
+    // What passes through a connection has no schema.
+    let described = |subresource: &&Subresource| Connection::of(**subresource).is_none();
+    for subresource in kind.subresources.iter().filter(described) {
         let name = subresource.name();
         let mut item = json!({"parameters": scope});
         for verb in subresource.verbs() {

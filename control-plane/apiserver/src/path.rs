@@ -101,15 +101,17 @@ fn resource(kinds: &Kinds, group: &str, version: &str, rest: &[&str], watch: boo
     match rest {
         [] => {}
         [name] => (*name).clone_into(&mut target.name),
-        [name, subresource] => {
+        [name, subresource, below @ ..] => {
             (*name).clone_into(&mut target.name);
             let found = kind.subresources.iter().find(|s| s.name() == *subresource);
             match found {
-                Some(found) => target.subresource = Some(*found),
-                None => return Parsed::UnknownResource,
+                // What lies below is the path at the other end.
+                Some(found) if below.is_empty() || *found == Subresource::Proxy => {
+                    target.subresource = Some(*found);
+                }
+                _ => return Parsed::UnknownResource,
             }
         }
-        _ => return Parsed::UnknownResource,
     }
     Parsed::Resource(target)
 }
@@ -161,6 +163,10 @@ mod tests {
             target("/api/v1/namespaces/a/finalize"),
             t("namespaces", "", "a", Some(Subresource::Finalize))
         );
+        let proxied = t("nodes", "", "n", Some(Subresource::Proxy));
+        assert_eq!(target("/api/v1/nodes/n/proxy"), proxied);
+        assert_eq!(target("/api/v1/nodes/n/proxy/pods/x"), proxied);
+        assert_eq!(target("/api/v1/namespaces/a/pods/p/log/x"), None);
         assert_eq!(target("/api/v1/nodes/n%2Fx"), t("nodes", "", "n/x", None));
         assert_eq!(
             target("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n"),

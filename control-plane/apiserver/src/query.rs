@@ -27,13 +27,14 @@ impl Query {
         self.all(name).last().unwrap_or_default()
     }
 
-    fn all<'a>(&'a self, name: &str) -> std::vec::IntoIter<&'a str> {
+    /// All values of a parameter, in their order.
+    pub fn all<'a>(&'a self, name: &str) -> std::vec::IntoIter<&'a str> {
         let found = self.0.iter().filter(|(n, _)| n == name);
         let values: Vec<&str> = found.map(|(_, value)| value.as_str()).collect();
         values.into_iter()
     }
 
-    fn has(&self, name: &str) -> bool {
+    pub fn has(&self, name: &str) -> bool {
         self.all(name).next().is_some()
     }
 
@@ -135,6 +136,19 @@ fn decode_form(text: &str) -> String {
     decode(&text.replace('+', " "))
 }
 
+/// Percent-encoding of everything that could mean something in a path or a query (RFC 3986, section 2.3).
+pub fn encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
 /// Percent-decoding; what is not validly encoded stays as it is.
 pub fn decode(text: &str) -> String {
     let bytes = text.as_bytes();
@@ -174,5 +188,6 @@ mod tests {
         assert_eq!(query.number("limit").unwrap(), Some(500));
         assert!(query.number("timeout").is_err());
         assert_eq!(decode("a%2fb%zz%"), "a/b%zz%");
+        assert_eq!(decode(&encode("a b&c=%é/")), "a b&c=%é/");
     }
 }

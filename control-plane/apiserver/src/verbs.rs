@@ -13,6 +13,7 @@ use control_plane_registry::{
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::connect::Connection;
 use crate::negotiate::{self, Shape};
 use crate::path::Target;
 use crate::query::Query;
@@ -27,6 +28,9 @@ pub async fn handle(api: Api, target: Target, request: Request) -> Response {
 }
 
 async fn dispatch(api: Api, target: Target, request: Request) -> Result<Response> {
+    if let Some(connection) = target.subresource.and_then(Connection::of) {
+        return connection.open(&api, &target, request).await;
+    }
     let (parts, body) = request.into_parts();
     let call = Call {
         api,

@@ -6,20 +6,29 @@
 #![forbid(unsafe_code)]
 
 mod cidr;
+mod daemonset;
+mod deployment;
+mod endpoints;
 mod endpointslice;
 mod fault;
+mod garbage;
 mod informer;
+mod job;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
 mod pod_gc;
 mod queue;
+mod replicaset;
+mod workload;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{Api, Client};
 use tokio::task::JoinSet;
@@ -42,6 +51,8 @@ pub struct Options {
     pub node_monitor_grace_period: Duration,
     /// How long a Pod whose Node does not exist is left alone.
     pub pod_gc_quarantine: Duration,
+    /// How often the garbage collector looks for kinds that are new.
+    pub garbage_discovery_period: Duration,
     /// How many Services' EndpointSlices are written at a time.
     pub concurrent_service_syncs: usize,
 }
@@ -70,6 +81,12 @@ pub(crate) struct Informers {
     pods: Informer<Pod>,
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
+    endpoints: Informer<Endpoints>,
+    deployments: Informer<Deployment>,
+    replica_sets: Informer<ReplicaSet>,
+    daemon_sets: Informer<DaemonSet>,
+    revisions: Informer<ControllerRevision>,
+    jobs: Informer<Job>,
 }
 
 impl Default for Options {
@@ -81,6 +98,7 @@ impl Default for Options {
             node_monitor_period: Duration::from_secs(5),
             node_monitor_grace_period: Duration::from_secs(40),
             pod_gc_quarantine: pod_gc::QUARANTINE,
+            garbage_discovery_period: Duration::from_secs(30),
             concurrent_service_syncs: 5,
         }
     }
@@ -132,6 +150,12 @@ pub async fn run(client: Client, options: Options) -> Result<(), Error> {
         pods: Informer::new(),
         services: Informer::new(),
         slices: Informer::new(),
+        endpoints: Informer::new(),
+        deployments: Informer::new(),
+        replica_sets: Informer::new(),
+        daemon_sets: Informer::new(),
+        revisions: Informer::new(),
+        jobs: Informer::new(),
     });
     let mut tasks = JoinSet::new();
     macro_rules! controllers {
@@ -140,7 +164,19 @@ pub async fn run(client: Client, options: Options) -> Result<(), Error> {
             tasks.spawn(async move { $module::run(client, informers, &options).await });
         })*};
     }
-    controllers!(endpointslice, node_ipam, node_lifecycle, pod_gc, namespace);
+    controllers!(
+        endpointslice,
+        endpoints,
+        node_ipam,
+        node_lifecycle,
+        pod_gc,
+        namespace,
+        garbage,
+        deployment,
+        replicaset,
+        daemonset,
+        job
+    );
     spawn_informers(&mut tasks, &client, &informers);
     match tasks.join_next().await {
         Some(Err(error)) => Err(Error::Ended(error)),
@@ -155,7 +191,20 @@ fn spawn_informers(tasks: &mut JoinSet<()>, client: &Client, informers: &Arc<Inf
             tasks.spawn(async move { all.$kind.run(Api::all(client)).await });
         })*};
     }
-    informers!(namespaces, nodes, leases, pods, services, slices);
+    informers!(
+        namespaces,
+        nodes,
+        leases,
+        pods,
+        services,
+        slices,
+        endpoints,
+        deployments,
+        replica_sets,
+        daemon_sets,
+        revisions,
+        jobs
+    );
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration};
+use k8s_openapi::api::core::v1::{
+    Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration,
+};
 
 use crate::cluster::NodeState;
 use crate::node::NodeFacts;
@@ -49,6 +51,31 @@ pub(crate) fn misfits(pod: &PodFacts, node: &NodeState) -> Vec<String> {
             other => format!("Insufficient {other}"),
         })
         .collect()
+}
+
+/// Where a Pod that some Node must have may be: the rules of Node and Pod alone, without what runs there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// It belongs there.
+    pub run: bool,
+    /// If it is there, it may stay.
+    pub stay: bool,
+}
+
+/// Whether a DaemonSet's Pod belongs on a Node (`NodeShouldRunDaemonPod` of Kubernetes). A taint that only keeps from
+/// coming drives nobody away.
+#[must_use]
+pub fn placement(pod: &Pod, node: &Node) -> Placement {
+    let (pod, node) = (PodFacts::of(pod), NodeFacts::of(node));
+    let fits = selected(&pod, &node);
+    let driven_away = node
+        .taints
+        .iter()
+        .any(|taint| taint.effect == "NoExecute" && !tolerates(&pod.tolerations, taint));
+    Placement {
+        run: fits && untolerated(&pod, &node).is_none(),
+        stay: fits && !driven_away,
+    }
 }
 
 fn untolerated<'a>(pod: &PodFacts, node: &'a NodeFacts) -> Option<&'a Taint> {

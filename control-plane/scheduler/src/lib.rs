@@ -27,6 +27,8 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+pub use filter::{Placement, placement};
+
 use cluster::Selector;
 use node::NodeFacts;
 use pod::{PodFacts, PodKey};

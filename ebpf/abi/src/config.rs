@@ -1,8 +1,8 @@
-//! What the programs must know of this node: `config_v1`, an array with one entry.
+//! What the programs must know of this node: `config_v2`, an array with one entry.
 
 use crate::{Addr4, Addr6, Address, Plain};
 
-/// Value of `config_v1`.
+/// Value of `config_v2`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(C)]
 pub struct Config {
@@ -25,9 +25,13 @@ pub struct Config {
     pub nat_port_last: u16,
     pub v4: FamilyConfig<Addr4>,
     pub v6: FamilyConfig<Addr6>,
+    pub pad2: u32,
+    /// What the kernel calls the host's network namespace (`SO_NETNS_COOKIE`): sockets there reach NodePorts on
+    /// loopback addresses.
+    pub host_netns_cookie: u64,
 }
 
-// SAFETY: six words with their half words paired, then structs of words.
+// SAFETY: six words with their half words paired, structs of ten words, a word, and a double word at a multiple of 8.
 unsafe impl Plain for Config {}
 
 /// The part of [`Config`] that exists once a family. An unset address is all zero.

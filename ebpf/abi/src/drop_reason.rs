@@ -34,7 +34,7 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// A header is shorter than its protocol says, or a length field contradicts the packet.
     Malformed = 1 => "malformed",
-    /// The service has no backend.
+    /// The service has no backend, or its address no such port, and the packet is none that can be refused.
     NoBackend = 2 => "no_backend",
     /// The connection table is full: the new connection is refused, the old ones stay.
     ConnTableFull = 3 => "conn_table_full",
@@ -63,4 +63,8 @@ drop_reasons! {
     /// The underlay marked congestion on an overlay packet whose sender could not take notice of a mark (RFC 6040
     /// section 4.2): the loss tells it.
     OverlayCongestion = 15 => "overlay_congestion",
+    /// The Service admits other sources only (`loadBalancerSourceRanges`).
+    SourceNotAllowed = 16 => "source_not_allowed",
+    /// The traffic policy is `Local`, and only other nodes have backends of the service.
+    NoLocalBackend = 17 => "no_local_backend",
 }

@@ -1,8 +1,8 @@
-//! What is on this node: `endpoint4_v1`, `endpoint6_v1`, by address.
+//! What is on this node, and which addresses are services': `endpoint4_v2`, `endpoint6_v2`, by address.
 
 use crate::Plain;
 
-/// Value of `endpoint4_v1` and `endpoint6_v1`.
+/// Value of `endpoint4_v2` and `endpoint6_v2`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(C)]
 pub struct Endpoint {
@@ -27,4 +27,8 @@ pub mod endpoint_flag {
     pub const HOST: u32 = 1;
     /// The address that source NAT uses: only answers of tracked connections may come to it.
     pub const SOURCE_NAT: u32 = 1 << 1;
+    /// A ClusterIP: nothing is there but its frontends, so what asks for more is refused, and a ping is answered.
+    pub const CLUSTER_IP: u32 = 1 << 2;
+    /// An address of a load balancer: a ping is answered. Something else may serve its other ports.
+    pub const VIP: u32 = 1 << 3;
 }

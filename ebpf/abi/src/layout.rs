@@ -7,8 +7,12 @@ use crate::*;
 const _: () = {
     assert!(size_of::<FrontendKey<Addr4>>() == 8);
     assert!(size_of::<FrontendKey<Addr6>>() == 20);
-    assert!(size_of::<Frontend>() == 8);
-    assert!(size_of::<Service>() == 16);
+    assert!(size_of::<Frontend>() == 12);
+    assert!(size_of::<RangeKey<Addr4>>() == 12);
+    assert!(size_of::<RangeKey<Addr6>>() == 24);
+    assert!(size_of::<Service>() == 24);
+    assert!(size_of::<AffinityKey>() == 24);
+    assert!(size_of::<Affinity>() == 16);
     assert!(size_of::<ServiceName>() == 196);
     assert!(maps::SERVICE_NAME_SIZE == maps::SERVICE_SIZE);
     assert!(size_of::<Backend<Addr4>>() == 12);
@@ -27,8 +31,9 @@ const _: () = {
     assert!(size_of::<RouteKey<Addr6>>() == 20);
     assert!(size_of::<Peer>() == 104);
     assert!(offset_of!(Peer, underlay_addr) == 80);
-    assert!(size_of::<Config>() == 68);
+    assert!(size_of::<Config>() == 80);
     assert!(offset_of!(Config, v4) == 28);
+    assert!(offset_of!(Config, host_netns_cookie) == 72);
     assert!(size_of::<SocketOrigin<Addr4>>() == 12);
     assert!(size_of::<SocketOrigin<Addr6>>() == 36);
     assert!(size_of::<Counter>() == 16);

@@ -8,6 +8,7 @@
 #![no_std]
 
 mod address;
+mod affinity;
 mod backend;
 mod config;
 mod conn;
@@ -21,13 +22,14 @@ mod service_name;
 mod socket;
 
 pub use address::{Addr4, Addr6, Address, Family};
+pub use affinity::{Affinity, AffinityKey, affinity_client};
 pub use backend::{Backend, backend_state};
 pub use config::{Config, FamilyConfig, config_flag};
 pub use conn::{Conn, ConnKey, FragmentKey, FragmentPorts, conn_flag};
 pub use drop_reason::{Counter, DropReason};
 pub use endpoint::{Endpoint, endpoint_flag};
 pub use overlay::{Peer, Route, RouteKey, overlay_header, peer_mode};
-pub use service::{Frontend, FrontendKey, Service, frontend_flag};
+pub use service::{Frontend, FrontendKey, RangeKey, Service, frontend_flag, service_flag};
 pub use service_name::{NAME_LEN, ServiceName, name_policy};
 pub use socket::SocketOrigin;
 

@@ -18,17 +18,20 @@ macro_rules! maps {
 }
 
 maps! {
-    CONFIG: "config_v1", CONFIG_SIZE = 1;
-    FRONTEND4: "frontend4_v1", FRONTEND4_SIZE = 65536;
-    FRONTEND6: "frontend6_v1", FRONTEND6_SIZE = 65536;
-    SERVICE: "service_v1", SERVICE_SIZE = 65536;
+    CONFIG: "config_v2", CONFIG_SIZE = 1;
+    FRONTEND4: "frontend4_v2", FRONTEND4_SIZE = 65536;
+    FRONTEND6: "frontend6_v2", FRONTEND6_SIZE = 65536;
+    RANGE4: "range4_v1", RANGE4_SIZE = 16384;
+    RANGE6: "range6_v1", RANGE6_SIZE = 16384;
+    SERVICE: "service_v2", SERVICE_SIZE = 65536;
     SERVICE_NAME: "service_name_v1", SERVICE_NAME_SIZE = 65536;
     SLOT: "slot_v1", SLOT_SIZE = 262144;
     CURSOR: "cursor_v1", CURSOR_SIZE = 65536;
+    AFFINITY: "affinity_v1", AFFINITY_SIZE = 65536;
     BACKEND4: "backend4_v1", BACKEND4_SIZE = 65536;
     BACKEND6: "backend6_v1", BACKEND6_SIZE = 65536;
-    ENDPOINT4: "endpoint4_v1", ENDPOINT4_SIZE = 4096;
-    ENDPOINT6: "endpoint6_v1", ENDPOINT6_SIZE = 4096;
+    ENDPOINT4: "endpoint4_v2", ENDPOINT4_SIZE = 65536;
+    ENDPOINT6: "endpoint6_v2", ENDPOINT6_SIZE = 65536;
     ROUTE4: "route4_v1", ROUTE4_SIZE = 16384;
     ROUTE6: "route6_v1", ROUTE6_SIZE = 16384;
     PEER: "peer_v1", PEER_SIZE = 8192;

@@ -26,6 +26,9 @@ pub(crate) enum Place {
     Outside,
 }
 
+/// Addresses of services are nowhere: a packet that no frontend took goes on as any other.
+const SERVICE: u32 = endpoint_flag::CLUSTER_IP | endpoint_flag::VIP;
+
 /// How to get to a destination. No enum with data: the verifier rejects that a payload which only some variants have
 /// is copied.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +54,8 @@ impl Way {
                 Place::SourceNat
             } else if endpoint.flags & endpoint_flag::HOST != 0 {
                 Place::Host
+            } else if endpoint.flags & SERVICE != 0 {
+                Place::Outside
             } else {
                 Place::Pod
             };
@@ -59,6 +64,18 @@ impl Way {
             way.peer_id = peer_id;
         }
         way
+    }
+
+    /// Whether the address is a service's.
+    #[inline(always)]
+    pub(crate) fn is_service(&self) -> bool {
+        self.endpoint.flags & SERVICE != 0
+    }
+
+    /// See [`endpoint_flag`].
+    #[inline(always)]
+    pub(crate) fn flags(&self) -> u32 {
+        self.endpoint.flags
     }
 
     /// Whether the address is a pod's: no frontend can have it.

@@ -190,7 +190,7 @@ impl<A: Ip> Quote<A> {
     fn read_ports(&mut self) -> bool {
         let transport = &self.transport;
         match self.tuple.protocol {
-            protocol::TCP | protocol::UDP => {
+            protocol::TCP | protocol::UDP | protocol::SCTP => {
                 self.tuple.src_port_be = u16::from_ne_bytes([transport[0], transport[1]]);
                 self.tuple.dst_port_be = u16::from_ne_bytes([transport[2], transport[3]]);
             }
@@ -247,11 +247,15 @@ impl<A: Ip> Quote<A> {
         ports: u32,
     ) -> Result<u32, crate::OutOfBounds> {
         let protocol = self.tuple.protocol;
-        let Some(check_at) = checksum_at::<A>(protocol) else {
-            return Ok(0);
-        };
         let src = new.src_port_be.to_ne_bytes();
         let dst = new.dst_port_be.to_ne_bytes();
+        let Some(check_at) = checksum_at::<A>(protocol) else {
+            if protocol == protocol::SCTP {
+                // Its checksum is over the whole packet, of which this is a piece: nobody can check it.
+                packet.store(self.l4_at, &[src[0], src[1], dst[0], dst[1]])?;
+            }
+            return Ok(0);
+        };
         if protocol == A::ICMP {
             packet.store(self.l4_at + 4, &[src[0] | dst[0], src[1] | dst[1]])?;
         } else {

@@ -54,6 +54,8 @@ pub trait Ip: Address {
     const ICMP: u8;
     const ECHO_REQUEST: u8;
     const ECHO_REPLY: u8;
+    /// Type and code of an ICMP 'port unreachable'. RFC 792, RFC 4443 section 3.1.
+    const PORT_UNREACHABLE: [u8; 2];
     type Frame: FrameBytes;
 
     fn read(bytes: &[u8], at: usize) -> Self;
@@ -73,8 +75,8 @@ pub trait Ip: Address {
         ip_at: u32,
         quoted: bool,
     ) -> Result<Payload, DropReason>;
-    /// Writes a header for an ICMP error of `payload` bytes, without checksum.
-    fn write_icmp_header(header: &mut [u8], payload: u16, src: &Self, dst: &Self);
+    /// Writes the header of a packet of our own with `payload` bytes.
+    fn write_header(header: &mut [u8], payload: u16, protocol: u8, src: &Self, dst: &Self);
     /// Type, code and the place of the MTU in the eight bytes of an ICMP 'packet too big'. RFC 1191, RFC 4443 3.2.
     fn write_too_big(icmp: &mut [u8; 8], mtu: u32);
 
@@ -95,6 +97,7 @@ impl Ip for Addr4 {
     const ICMP: u8 = 1;
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
+    const PORT_UNREACHABLE: [u8; 2] = [3, 3];
     type Frame = Frame<36>;
 
     #[inline(always)]
@@ -163,12 +166,12 @@ impl Ip for Addr4 {
     }
 
     #[inline(always)]
-    fn write_icmp_header(header: &mut [u8], payload: u16, src: &Self, dst: &Self) {
+    fn write_header(header: &mut [u8], payload: u16, protocol: u8, src: &Self, dst: &Self) {
         header[..Self::HEADER_LEN].fill(0);
         header[0] = 0x45;
         header[2..4].copy_from_slice(&(payload + 20).to_be_bytes());
         header[8] = 64;
-        header[9] = Self::ICMP;
+        header[9] = protocol;
         src.write(header, Self::SRC_AT);
         dst.write(header, Self::DST_AT);
         let check = !checksum::fold(checksum::sum(&header[..Self::HEADER_LEN]));
@@ -193,6 +196,7 @@ impl Ip for Addr6 {
     const ICMP: u8 = 58;
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
+    const PORT_UNREACHABLE: [u8; 2] = [1, 4];
     type Frame = Frame<56>;
 
     #[inline(always)]
@@ -257,11 +261,11 @@ impl Ip for Addr6 {
     }
 
     #[inline(always)]
-    fn write_icmp_header(header: &mut [u8], payload: u16, src: &Self, dst: &Self) {
+    fn write_header(header: &mut [u8], payload: u16, protocol: u8, src: &Self, dst: &Self) {
         header[..8].fill(0);
         header[0] = 0x60;
         header[4..6].copy_from_slice(&payload.to_be_bytes());
-        header[6] = Self::ICMP;
+        header[6] = protocol;
         header[7] = 64;
         src.write(header, Self::SRC_AT);
         dst.write(header, Self::DST_AT);

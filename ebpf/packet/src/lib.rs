@@ -9,19 +9,22 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod affinity;
 mod checksum;
 mod decapsulate;
 mod encapsulate;
 mod forward;
 mod fragment;
+mod icmp_answer;
 mod icmp_error;
-mod icmp_too_big;
 mod ip;
 mod node;
 mod open;
 mod packet;
 mod parse;
 mod path;
+mod refuse;
+mod sctp;
 mod select;
 mod socket;
 mod track;
@@ -32,7 +35,8 @@ pub use ip::{Frame, Ip};
 pub use node::{ConnState, Entry, Inserted, Node};
 pub use packet::{ChecksumField, OutOfBounds, Packet};
 pub use path::{from_host, from_network, from_pod};
-pub use socket::{Connect, connect, peer_name};
+pub use sctp::crc_after;
+pub use socket::{Caller, Connect, connect, peer_name};
 pub use verdict::Verdict;
 
 #[cfg(test)]

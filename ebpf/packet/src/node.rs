@@ -1,8 +1,8 @@
 //! What the packet code asks of the node: its tables, the time and a random number.
 
 use ebpf_abi::{
-    Backend, Config, Conn, ConnKey, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-    Peer, Service,
+    Affinity, AffinityKey, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, Peer, Service,
 };
 
 use crate::Ip;
@@ -47,11 +47,16 @@ pub trait Node<A: Ip> {
     fn random(&self) -> u32;
 
     fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend>;
+    /// Whether the source ranges of a service hold this source.
+    fn admits(&self, service_id: u32, source: &A) -> bool;
     fn service(&self, service_id: u32) -> Option<Service>;
     /// The service's cursor before this call advanced it by one.
     fn next_turn(&self, service_id: u32) -> Option<u32>;
     /// The backend id in a slot.
     fn slot(&self, index: u32) -> Option<u32>;
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+    /// Inserts or overwrites.
+    fn affinity_insert(&self, key: &AffinityKey, affinity: &Affinity);
     fn backend(&self, backend_id: u32) -> Option<Backend<A>>;
 
     fn endpoint(&self, addr: &A) -> Option<Endpoint>;

@@ -1,8 +1,6 @@
 //! The first packet of a connection that must be tracked: which backend, which source, and the pair of entries.
 
-use ebpf_abi::{
-    Config, ConnKey, DropReason, Frontend, FrontendKey, config_flag, conn_flag, frontend_flag,
-};
+use ebpf_abi::{Config, ConnKey, DropReason, Frontend, FrontendKey, config_flag, conn_flag};
 
 use crate::{
     Ip, Node, Packet,
@@ -11,6 +9,7 @@ use crate::{
     path::Origin,
     select,
     track::{self, New},
+    verdict::Step,
 };
 
 /// Result of the functions here, beside the numbers of drop reasons: the connection is tracked now.
@@ -23,7 +22,10 @@ pub(crate) fn frontend<A: Ip, N: Node<A>>(
     tuple: &ConnKey<A>,
     origin: Origin,
 ) -> Option<Frontend> {
-    if !matches!(tuple.protocol, protocol::TCP | protocol::UDP) {
+    if !matches!(
+        tuple.protocol,
+        protocol::TCP | protocol::UDP | protocol::SCTP
+    ) {
         return None;
     }
     let key = FrontendKey {
@@ -33,9 +35,17 @@ pub(crate) fn frontend<A: Ip, N: Node<A>>(
         pad: 0,
     };
     let frontend = node.frontend(&key)?;
-    let reachable =
-        !matches!(origin, Origin::Network) || frontend.flags & frontend_flag::EXTERNAL != 0;
-    reachable.then_some(frontend)
+    select::service_of(&frontend, origin).map(|_| frontend)
+}
+
+/// What becomes of a packet whose connection could not be opened: where no backend is, the client learns it at once.
+#[inline(always)]
+pub(crate) fn failed(code: u32) -> Step {
+    if code == DropReason::NoBackend as u32 {
+        Step::REFUSE
+    } else {
+        Step::drop_numbered(code)
+    }
 }
 
 /// Selects a backend for a connection to a service and tracks it. Returns [`OPENED`] or a drop reason's number.
@@ -113,8 +123,16 @@ fn balance<A: Ip, N: Node<A>>(node: &N, new: &mut New<A>, origin: u8) -> u32 {
     else {
         return DropReason::NoConnection as u32;
     };
-    let Some((backend_id, backend)) = select::select(node, frontend.service_id) else {
-        return DropReason::NoBackend as u32;
+    let Some(service_id) = select::service_of(&frontend, origin) else {
+        return DropReason::NoConnection as u32;
+    };
+    if !select::admits(node, &frontend, &new.target.src) {
+        return DropReason::SourceNotAllowed as u32;
+    }
+    let Some((backend_id, backend)) =
+        select::select(node, service_id, &select::Sender(&new.target))
+    else {
+        return select::why_none(node, service_id) as u32;
     };
     new.target.dst = backend.addr;
     new.target.dst_port_be = backend.port_be;

@@ -63,8 +63,14 @@ pub trait Packet {
     ) -> Result<(), OutOfBounds>;
     /// Removes `len` bytes behind the Ethernet header; what follows then is of this family.
     fn remove_overlay(&mut self, len: u32, inner: Family) -> Result<(), OutOfBounds>;
-    /// Cuts the packet to `len` bytes.
-    fn truncate(&mut self, len: u32) -> Result<(), OutOfBounds>;
+    /// Cuts the packet to `len` bytes, or lengthens it by zeros.
+    fn resize(&mut self, len: u32) -> Result<(), OutOfBounds>;
+    /// [`crate::crc_after`]: where a verifier counts every step on every way that leads here, a function that it looks
+    /// at once.
+    #[inline(always)]
+    fn crc_after(&self, bytes: u32, zeros: u32) -> u32 {
+        crate::crc_after(bytes, zeros)
+    }
     /// The same value, of which the verifier has forgotten what it knew.
     ///
     /// Where many ways through a loop meet, each with its own range of a value, the verifier would follow every one of

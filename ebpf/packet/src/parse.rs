@@ -5,12 +5,14 @@ use ebpf_abi::{ConnKey, DropReason};
 use crate::{
     Ip, Packet,
     ip::{ETH_LEN, FrameBytes, IP_AT, LEAD},
+    sctp,
 };
 
 pub(crate) mod protocol {
     //! IANA protocol numbers that both families share.
     pub(crate) const TCP: u8 = 6;
     pub(crate) const UDP: u8 = 17;
+    pub(crate) const SCTP: u8 = 132;
 }
 
 /// Flags of the TCP header (RFC 9293 section 3.1).
@@ -129,6 +131,7 @@ impl<A: Ip> Headers<A> {
             protocol::TCP => self.parse_tcp(packet),
             protocol::UDP => self.parse_udp(packet),
             icmp if icmp == A::ICMP => self.parse_icmp(packet),
+            protocol::SCTP => self.parse_sctp(packet),
             _ => Ok(()),
         }
     }
@@ -164,6 +167,18 @@ impl<A: Ip> Headers<A> {
         }
         self.header_len += 8;
         self.set_ports(&udp);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn parse_sctp<P: Packet>(&mut self, packet: &P) -> Result<(), DropReason> {
+        let mut ports = [0u8; 4];
+        if self.l4_at + sctp::HEADER_LEN > self.end {
+            return Err(DropReason::Malformed);
+        }
+        load(packet, self.l4_at, &mut ports)?;
+        self.header_len += sctp::HEADER_LEN;
+        self.set_ports(&ports);
         Ok(())
     }
 

@@ -5,9 +5,9 @@ use ebpf_abi::{Addr4, Addr6, ConnKey, DropReason};
 use crate::{
     Entry, Ip, Node, Packet, decapsulate,
     forward::{Forward, Way},
-    fragment, icmp_error, icmp_too_big, open,
+    fragment, icmp_answer, icmp_error, open,
     parse::{Headers, Kind, protocol},
-    track,
+    refuse, track,
     verdict::{Next, Step, Verdict},
     write::ECN_CONGESTION,
 };
@@ -111,7 +111,7 @@ where
             _ => return step,
         };
         if code != open::OPENED {
-            return Step::drop_numbered(code);
+            return open::failed(code);
         }
         opened = true;
     }
@@ -128,9 +128,12 @@ fn finish<A: Ip, P: Packet, N: Node<A>>(
     if step.next() == Next::IcmpError {
         step = icmp_error::translate::<A, P, N>(packet, node, origin);
     }
+    if step.next() == Next::Refuse {
+        step = refuse::answer::<A, P, N>(packet, node, origin);
+    }
     if step.next() == Next::TooBig {
         step = match origin {
-            Origin::Pod => icmp_too_big::answer::<A, P, N>(packet, node, step.payload()),
+            Origin::Pod => icmp_answer::too_big::<A, P, N>(packet, node, step.payload()),
             _ => Step::drop(DropReason::TooBig),
         };
     }
@@ -224,6 +227,8 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
             }
         } else if open::frontend(node, &headers.tuple, origin).is_some() {
             return Step::OPEN_SERVICE;
+        } else if way.is_service() && refuse::concerns(headers, &way, origin) {
+            return Step::REFUSE;
         }
     }
     Forward {

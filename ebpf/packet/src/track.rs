@@ -270,7 +270,7 @@ impl<A: Ip> New<A> {
     #[inline(always)]
     fn has_ports(&self) -> bool {
         let protocol = self.target.protocol;
-        protocol == protocol::TCP || protocol == protocol::UDP || protocol == A::ICMP
+        matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP) || protocol == A::ICMP
     }
 }
 

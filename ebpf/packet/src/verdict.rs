@@ -42,6 +42,8 @@ pub(crate) enum Next {
     IcmpError,
     /// Too long for the way: tell the sender the MTU in the payload, in bytes.
     TooBig,
+    /// The packet asks a service's address for what is not there: tell the sender, or answer its ping.
+    Refuse,
     /// The overlay's headers are off, IPv4 was inside; the payload is the outer header's ECN field.
     Inner4,
     /// The same with IPv6 inside.
@@ -63,6 +65,7 @@ impl Step {
     pub(crate) const OPEN_SERVICE: Self = Self::of(10, 0);
     pub(crate) const OPEN_MASQUERADE: Self = Self::of(11, 0);
     pub(crate) const OPEN_DIRECT: Self = Self::of(12, 0);
+    pub(crate) const REFUSE: Self = Self::of(13, 0);
 
     #[inline(always)]
     const fn of(tag: u64, payload: u32) -> Self {
@@ -125,6 +128,7 @@ impl Step {
             10 => Next::OpenService,
             11 => Next::OpenMasquerade,
             12 => Next::OpenDirect,
+            13 => Next::Refuse,
             _ => Next::Done,
         }
     }
@@ -166,6 +170,8 @@ const fn reason(number: u32) -> DropReason {
         13 => DropReason::NoPeer,
         14 => DropReason::NoConfig,
         15 => DropReason::OverlayCongestion,
+        16 => DropReason::SourceNotAllowed,
+        17 => DropReason::NoLocalBackend,
         _ => DropReason::Malformed,
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     ChecksumField, Ip, Packet, checksum,
     ip::{FrameBytes, IP_AT, LEAD},
     parse::{Headers, Kind, protocol},
+    sctp,
 };
 
 /// Offset of the checksum in the transport header, for the protocols that have one.
@@ -151,7 +152,7 @@ impl<A: Ip> Headers<A> {
             return Ok(());
         }
         let Some(at) = checksum_at::<A>(self.tuple.protocol) else {
-            return Ok(());
+            return self.write_sctp(packet, target);
         };
         let at = self.l4_at + at;
         let field = ChecksumField {
@@ -177,6 +178,28 @@ impl<A: Ip> Headers<A> {
             .add_to_checksum(at, port_difference(&self.tuple, target), field)
             .map_err(|_| DropReason::RewriteFailed)?;
         self.write_ports(packet, target)
+    }
+
+    /// The ports of an SCTP packet, if it is one.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::RewriteFailed`] for a fragment: the checksum of the whole would have to change.
+    #[inline(always)]
+    fn write_sctp<P: Packet>(&self, packet: &mut P, target: &ConnKey<A>) -> Result<(), DropReason> {
+        let same = self.tuple.src_port_be == target.src_port_be
+            && self.tuple.dst_port_be == target.dst_port_be;
+        if self.tuple.protocol != protocol::SCTP || same {
+            return Ok(());
+        }
+        let [from, to] = [target.src_port_be, target.dst_port_be].map(u16::to_ne_bytes);
+        let ports = u32::from_ne_bytes([from[0], from[1], to[0], to[1]]);
+        let len = self.end - self.l4_at;
+        if matches!(self.kind, Kind::WHOLE) && sctp::write_ports(packet, self.l4_at, len, ports) {
+            Ok(())
+        } else {
+            Err(DropReason::RewriteFailed)
+        }
     }
 
     #[inline(always)]

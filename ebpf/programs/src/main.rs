@@ -8,6 +8,7 @@
 )]
 
 mod atomic;
+mod crc;
 mod drops;
 mod maps;
 mod node;

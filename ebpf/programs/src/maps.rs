@@ -9,23 +9,27 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use ebpf_abi::{
-    Addr4, Addr6, Address, Backend, Config, Conn, ConnKey, Counter, Endpoint, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Peer, Route, RouteKey, Service, ServiceName,
-    SocketOrigin, maps,
+    Addr4, Addr6, Affinity, AffinityKey, Backend, Config, Conn, ConnKey, Counter, Endpoint,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, Peer, RangeKey, Route, RouteKey, Service,
+    ServiceName, SocketOrigin, maps,
 };
 
 /// Entries are allocated when they are inserted: tables that are mostly empty.
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 
-#[btf_map(name = "config_v1")]
+#[btf_map(name = "config_v2")]
 pub static CONFIG: Array<Config, { maps::CONFIG_SIZE }> = Array::new();
-#[btf_map(name = "frontend4_v1")]
+#[btf_map(name = "frontend4_v2")]
 pub static FRONTEND4: HashMap<FrontendKey<Addr4>, Frontend, { maps::FRONTEND4_SIZE }, ON_DEMAND> =
     HashMap::new();
-#[btf_map(name = "frontend6_v1")]
+#[btf_map(name = "frontend6_v2")]
 pub static FRONTEND6: HashMap<FrontendKey<Addr6>, Frontend, { maps::FRONTEND6_SIZE }, ON_DEMAND> =
     HashMap::new();
-#[btf_map(name = "service_v1")]
+#[btf_map(name = "range4_v1")]
+pub static RANGE4: LpmTrie<RangeKey<Addr4>, u32, { maps::RANGE4_SIZE }> = LpmTrie::new();
+#[btf_map(name = "range6_v1")]
+pub static RANGE6: LpmTrie<RangeKey<Addr6>, u32, { maps::RANGE6_SIZE }> = LpmTrie::new();
+#[btf_map(name = "service_v2")]
 pub static SERVICE: HashMap<u32, Service, { maps::SERVICE_SIZE }, ON_DEMAND> = HashMap::new();
 /// For people: no program reads it.
 #[btf_map(name = "service_name_v1")]
@@ -35,20 +39,22 @@ pub static SERVICE_NAME: HashMap<u32, ServiceName, { maps::SERVICE_NAME_SIZE }, 
 pub static SLOT: Array<u32, { maps::SLOT_SIZE }> = Array::new();
 #[btf_map(name = "cursor_v1")]
 pub static CURSOR: Array<u32, { maps::CURSOR_SIZE }> = Array::new();
+#[btf_map(name = "affinity_v1")]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity, { maps::AFFINITY_SIZE }> = LruHashMap::new();
 #[btf_map(name = "backend4_v1")]
 pub static BACKEND4: Array<Backend<Addr4>, { maps::BACKEND4_SIZE }> = Array::new();
 #[btf_map(name = "backend6_v1")]
 pub static BACKEND6: Array<Backend<Addr6>, { maps::BACKEND6_SIZE }> = Array::new();
-#[btf_map(name = "endpoint4_v1")]
+#[btf_map(name = "endpoint4_v2")]
 pub static ENDPOINT4: HashMap<Addr4, Endpoint, { maps::ENDPOINT4_SIZE }, ON_DEMAND> =
     HashMap::new();
-#[btf_map(name = "endpoint6_v1")]
+#[btf_map(name = "endpoint6_v2")]
 pub static ENDPOINT6: HashMap<Addr6, Endpoint, { maps::ENDPOINT6_SIZE }, ON_DEMAND> =
     HashMap::new();
 #[btf_map(name = "route4_v1")]
-pub static ROUTE4: LpmTrie<Addr4, Route, { maps::ROUTE4_SIZE }> = LpmTrie::new();
+pub static ROUTE4: LpmTrie<RouteKey<Addr4>, Route, { maps::ROUTE4_SIZE }> = LpmTrie::new();
 #[btf_map(name = "route6_v1")]
-pub static ROUTE6: LpmTrie<Addr6, Route, { maps::ROUTE6_SIZE }> = LpmTrie::new();
+pub static ROUTE6: LpmTrie<RouteKey<Addr6>, Route, { maps::ROUTE6_SIZE }> = LpmTrie::new();
 #[btf_map(name = "peer_v1")]
 pub static PEER: Array<Peer, { maps::PEER_SIZE }> = Array::new();
 #[btf_map(name = "conn4_v1")]
@@ -68,22 +74,22 @@ pub static SOCKET6: HashMap<u64, SocketOrigin<Addr6>, { maps::SOCKET6_SIZE }> = 
 #[btf_map(name = "drop_v1")]
 pub static DROP: PerCpuArray<Counter, { maps::DROP_SIZE }> = PerCpuArray::new();
 
-/// An LPM trie whose key is the contract's [`RouteKey`]: aya's own key type would show other field names in a dump.
+/// An LPM trie whose key is the contract's: aya's own key type would show other field names in a dump.
 ///
 /// The fields only exist for their types, from which the loader reads the map's definition (BTF).
 #[repr(C)]
-pub struct LpmTrie<A: Address, V, const SIZE: usize> {
+pub struct LpmTrie<K, V, const SIZE: usize> {
     r#type: *const [i32; BPF_MAP_TYPE_LPM_TRIE as usize],
-    key: *const RouteKey<A>,
+    key: *const K,
     value: *const V,
     max_entries: *const [i32; SIZE],
     map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
 }
 
 // SAFETY: the pointers are null and never followed; the loader puts the map in the static's place.
-unsafe impl<A: Address, V, const SIZE: usize> Sync for LpmTrie<A, V, SIZE> {}
+unsafe impl<K, V, const SIZE: usize> Sync for LpmTrie<K, V, SIZE> {}
 
-impl<A: Address, V: Copy, const SIZE: usize> LpmTrie<A, V, SIZE> {
+impl<K, V: Copy, const SIZE: usize> LpmTrie<K, V, SIZE> {
     const fn new() -> Self {
         Self {
             r#type: ptr::null(),
@@ -96,7 +102,7 @@ impl<A: Address, V: Copy, const SIZE: usize> LpmTrie<A, V, SIZE> {
 
     /// The value of the longest prefix that matches.
     #[inline(always)]
-    pub fn get(&self, key: &RouteKey<A>) -> Option<V> {
+    pub fn get(&self, key: &K) -> Option<V> {
         let map = ptr::from_ref(self).cast_mut().cast::<c_void>();
         // SAFETY: `map` is this map's static, which the loader relocates, and `key` has the type that it declares.
         let value = unsafe { bpf_map_lookup_elem(map, ptr::from_ref(key).cast()) }.cast::<V>();

@@ -5,8 +5,8 @@ use aya_ebpf::{
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
 };
 use ebpf_abi::{
-    Addr4, Addr6, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, Peer, RouteKey, Service,
+    Addr4, Addr6, Affinity, AffinityKey, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Peer, RangeKey, RouteKey, Service,
 };
 use ebpf_packet::{ConnState, Entry, Inserted, Ip, Node};
 
@@ -65,7 +65,7 @@ impl<A: Ip> Entry<A> for KernelEntry<A> {
 }
 
 macro_rules! node {
-    ($addr:ty, $bits:literal, $frontend:ident, $backend:ident, $endpoint:ident, $route:ident, $conn:ident, $fragment:ident) => {
+    ($addr:ty, $bits:literal, $frontend:ident, $range:ident, $backend:ident, $endpoint:ident, $route:ident, $conn:ident, $fragment:ident) => {
         impl Node<$addr> for Kernel {
             type Entry = KernelEntry<$addr>;
 
@@ -93,6 +93,12 @@ macro_rules! node {
             }
 
             #[inline(always)]
+            fn admits(&self, service_id: u32, source: &$addr) -> bool {
+                let key = RangeKey::new(service_id, *source, $bits);
+                maps::$range.get(&key).is_some()
+            }
+
+            #[inline(always)]
             fn service(&self, service_id: u32) -> Option<Service> {
                 // SAFETY: copied at once, before any other operation on the map.
                 unsafe { maps::SERVICE.get(&service_id) }.copied()
@@ -108,6 +114,18 @@ macro_rules! node {
             #[inline(always)]
             fn slot(&self, index: u32) -> Option<u32> {
                 maps::SLOT.get(index).copied()
+            }
+
+            #[inline(always)]
+            fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+                // SAFETY: copied at once, before any other operation on the map.
+                unsafe { maps::AFFINITY.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn affinity_insert(&self, key: &AffinityKey, affinity: &Affinity) {
+                // An LRU table makes room; if the kernel has no memory, the client's next connection selects anew.
+                let _ = maps::AFFINITY.insert(key, affinity, BPF_ANY as u64);
             }
 
             #[inline(always)]
@@ -172,8 +190,8 @@ macro_rules! node {
 }
 
 node!(
-    Addr4, 32, FRONTEND4, BACKEND4, ENDPOINT4, ROUTE4, CONN4, FRAGMENT4
+    Addr4, 32, FRONTEND4, RANGE4, BACKEND4, ENDPOINT4, ROUTE4, CONN4, FRAGMENT4
 );
 node!(
-    Addr6, 128, FRONTEND6, BACKEND6, ENDPOINT6, ROUTE6, CONN6, FRAGMENT6
+    Addr6, 128, FRONTEND6, RANGE6, BACKEND6, ENDPOINT6, ROUTE6, CONN6, FRAGMENT6
 );

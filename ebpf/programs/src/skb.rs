@@ -338,9 +338,14 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn truncate(&mut self, len: u32) -> Result<(), OutOfBounds> {
+    fn resize(&mut self, len: u32) -> Result<(), OutOfBounds> {
         // SAFETY: the context pointer is the program's own.
         check(unsafe { bpf_skb_change_tail(self.0, len, 0) })
+    }
+
+    #[inline(always)]
+    fn crc_after(&self, bytes: u32, zeros: u32) -> u32 {
+        crate::crc::crc_after(bytes, zeros)
     }
 
     #[inline(always)]

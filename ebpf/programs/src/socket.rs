@@ -4,10 +4,10 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, bpf_sock, bpf_sock_addr},
-    helpers::{bpf_get_socket_cookie, bpf_set_retval},
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
 };
 use ebpf_abi::{Addr4, Addr6};
-use ebpf_packet::{Connect, connect, peer_name};
+use ebpf_packet::{Caller, Connect, connect, peer_name};
 
 use crate::{maps, node::Kernel};
 
@@ -72,13 +72,21 @@ pub extern "C" fn sock_release(ctx: *mut bpf_sock) -> i32 {
 #[derive(Clone, Copy)]
 struct Call(*mut bpf_sock_addr);
 
+impl Caller for Call {
+    #[inline(always)]
+    fn netns_cookie(&self) -> u64 {
+        // SAFETY: the context pointer is the program's own.
+        unsafe { bpf_get_netns_cookie(self.0.cast()) }
+    }
+}
+
 impl Call {
     #[inline(always)]
     fn connect4(self, addr: fn(Self) -> Addr4, set_addr: fn(Self, Addr4)) -> i32 {
         if !self.is_tcp() {
             return PROCEED;
         }
-        match connect::<Addr4, _>(&Kernel, addr(self), self.port()) {
+        match connect::<Addr4, _>(&Kernel, &self, addr(self), self.port()) {
             Connect::Unchanged => PROCEED,
             Connect::Refused => refuse(),
             Connect::Backend(origin) => {
@@ -96,7 +104,7 @@ impl Call {
         if !self.is_tcp() {
             return PROCEED;
         }
-        match connect::<Addr6, _>(&Kernel, self.addr6(), self.port()) {
+        match connect::<Addr6, _>(&Kernel, &self, self.addr6(), self.port()) {
             Connect::Unchanged => PROCEED,
             Connect::Refused => refuse(),
             Connect::Backend(origin) => {

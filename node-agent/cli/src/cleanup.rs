@@ -22,6 +22,22 @@ pub struct Options {
     #[arg(long, value_name = "PATH", default_value = node_agent_host::STATE_DIR)]
     pub state_dir: PathBuf,
 
+    /// Where the CNI plugin was installed (the agent's --cni-bin-dir).
+    #[arg(long, value_name = "PATH", default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+
+    /// Where its configuration was (the agent's --cni-conf-dir).
+    #[arg(long, value_name = "PATH", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+
+    /// The socket of the CNI plugin (the agent's --cni-socket).
+    #[arg(long, value_name = "PATH", default_value = node_agent_cni::DEFAULT_SOCKET)]
+    pub cni_socket: PathBuf,
+
+    /// What the agent may have written for flannel's CNI plugin (its --subnet-env).
+    #[arg(long, value_name = "PATH", default_value = "/run/flannel/subnet.env")]
+    pub subnet_env: PathBuf,
+
     /// Also while an agent runs, which will fail or write everything again.
     #[arg(long)]
     pub force: bool,
@@ -64,6 +80,8 @@ pub fn run(pin_dir: &Path, options: &Options) -> Result<Cleanup> {
         dry_run: options.dry_run,
         ..Cleanup::default()
     };
+    // First: a runtime that still found the plugin would make pods without a network.
+    cleanup.cni(options)?;
     cleanup.pins(pin_dir)?;
     // One thread: the network is that of the thread which asks.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -83,6 +101,38 @@ impl Cleanup {
             name: name.into(),
             note: note.into(),
         });
+    }
+
+    fn cni(&mut self, options: &Options) -> Result<()> {
+        let installed =
+            node_agent_cni::installed_files(&options.cni_bin_dir, &options.cni_conf_dir);
+        for path in installed.iter().chain([&options.cni_socket]) {
+            self.file(path)?;
+        }
+        if options.subnet_env.exists() {
+            self.left.push(Item {
+                kind: "file",
+                name: options.subnet_env.display().to_string(),
+                note: "flannel's CNI plugin reads it; flanneld may have written it".into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Removes a file or a directory, if it is there.
+    fn file(&mut self, path: &Path) -> Result<()> {
+        if !path.exists() {
+            return Ok(());
+        }
+        if !self.dry_run {
+            match path.is_dir() {
+                true => fs::remove_dir_all(path),
+                false => fs::remove_file(path),
+            }
+            .with_context(|| format!("removing {}", path.display()))?;
+        }
+        self.remove("file", path.display().to_string(), "");
+        Ok(())
     }
 
     fn pins(&mut self, pin_dir: &Path) -> Result<()> {
@@ -176,22 +226,8 @@ impl Cleanup {
 
     /// Leases and the record; what pods have as volumes stays theirs.
     fn files(&mut self, state_dir: &Path) -> Result<()> {
-        for path in [
-            node_agent_host::sysctl_record(state_dir),
-            node_agent_host::lease_dir(state_dir),
-        ] {
-            if !path.exists() {
-                continue;
-            }
-            if !self.dry_run {
-                match path.is_dir() {
-                    true => fs::remove_dir_all(&path),
-                    false => fs::remove_file(&path),
-                }
-                .with_context(|| format!("removing {}", path.display()))?;
-            }
-            self.remove("file", path.display().to_string(), "");
-        }
+        self.file(&node_agent_host::sysctl_record(state_dir))?;
+        self.file(&node_agent_host::lease_dir(state_dir))?;
         if self.dry_run || !state_dir.exists() {
             return Ok(());
         }

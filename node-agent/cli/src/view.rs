@@ -1,7 +1,7 @@
 //! The services of the maps as people think of them: names, frontends and backends instead of ids.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -146,15 +146,17 @@ impl Service {
 
 fn add_frontends<A: MapFamily>(held: &Snapshot, services: &mut BTreeMap<u32, Service>) {
     for (key, frontend) in &A::half(held).frontends {
-        let id = frontend.service_id;
-        services
-            .entry(id)
-            .or_insert_with(|| Service::named(id, held.service_names.get(&id), key.protocol))
-            .frontends
-            .push(Frontend {
-                address: SocketAddr::new(key.addr.to_ip(), u16::from_be(key.port_be)),
-                external: frontend.flags & frontend_flag::EXTERNAL != 0,
-            });
+        // Clients outside and inside may take different services.
+        for id in BTreeSet::from([frontend.service_id, frontend.inside_id]) {
+            services
+                .entry(id)
+                .or_insert_with(|| Service::named(id, held.service_names.get(&id), key.protocol))
+                .frontends
+                .push(Frontend {
+                    address: SocketAddr::new(key.addr.to_ip(), u16::from_be(key.port_be)),
+                    external: frontend.flags & frontend_flag::EXTERNAL != 0,
+                });
+        }
     }
 }
 
@@ -163,11 +165,12 @@ fn slots<A: MapFamily>(held: &Snapshot, service_id: u32) -> Vec<Backend> {
         return Vec::new();
     };
     let slots = service.slot_base..service.slot_base.saturating_add(service.slot_count);
-    slots
-        .filter_map(|slot| {
-            let id = *held.slots.get(&slot)?;
-            backend_of::<A>(held, id)
-        })
+    // A backend has as many slots as its share asks for.
+    let ids: BTreeSet<u32> = slots
+        .filter_map(|slot| held.slots.get(&slot).copied())
+        .collect();
+    ids.into_iter()
+        .filter_map(|id| backend_of::<A>(held, id))
         .collect()
 }
 

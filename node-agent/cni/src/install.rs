@@ -40,6 +40,11 @@ pub fn install(
     put(conf_dir, CONF_FILE, conflist(socket).as_bytes(), 0o644)
 }
 
+/// The files that [`install`] makes, the configuration first: without it no runtime asks for the plugin.
+pub fn installed_files(bin_dir: &Path, conf_dir: &Path) -> [PathBuf; 2] {
+    [conf_dir.join(CONF_FILE), bin_dir.join(PLUGIN)]
+}
+
 /// `cniVersion` is for runtimes that know one version; those of 1.1 choose from the list.
 fn conflist(socket: &Path) -> String {
     let conf = json!({

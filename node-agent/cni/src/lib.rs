@@ -23,7 +23,7 @@ pub use attachments::Attachments;
 pub use config::{NetConf, PrevResult};
 pub use environment::{Command, Environment};
 pub use error::{CniError, Code};
-pub use install::{InstallError, PLUGIN, install};
+pub use install::{InstallError, PLUGIN, install, installed_files};
 pub use plugin::run;
 pub use protocol::{Attachment, DEFAULT_SOCKET, Done, Reply, Request, Wanted, Wired, ask};
 pub use server::serve;

@@ -85,7 +85,7 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     source.write_subnet_env(&flags.subnet_env, &own, overlay.mtu())?;
 
     readiness.stage("wiring the host");
-    let host = host::wire(
+    let mut host = host::wire(
         &network,
         uplink,
         &own.subnets,
@@ -93,6 +93,8 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
         &flags.state_dir,
     )
     .await?;
+    host.node_port_addresses
+        .clone_from(&flags.node_port_addresses);
     let ipam = Arc::new(Ipam::open(
         &node_agent_host::lease_dir(&flags.state_dir),
         host.pod_cidrs.clone(),
@@ -342,7 +344,10 @@ fn start_reconciler(
         .map(|source| source.label())
         .into_iter()
         .chain([HOST_SOURCE, peers::SOURCE]);
-    let options = Options::new(flags.node_name.clone(), sources);
+    let options = Options {
+        algorithm: flags.service_algorithm,
+        ..Options::new(flags.node_name.clone(), sources)
+    };
     let (reconciler, handle) =
         Reconciler::new(dataplane.maps().clone(), options, metrics).context("reading the maps")?;
     spawn(tasks, "reconciler", reconciler.run());
@@ -361,11 +366,8 @@ async fn tell_host(
         .pod_links()
         .await
         .context("looking for the links of pods")?;
-    for change in host
-        .changes(overlay)
-        .into_iter()
-        .chain(pods::found(&links, ipam))
-    {
+    let known = host.changes(overlay).into_iter();
+    for change in known.chain(pods::found(&links, ipam)) {
         handle.change(change, ChangeId::default()).await?;
     }
     handle.synced(HOST_SOURCE).await?;

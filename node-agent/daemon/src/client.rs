@@ -10,8 +10,17 @@ use crate::flags::Flags;
 ///
 /// # Errors
 ///
-/// When the flags lead nowhere, or to a server that wants TLS.
+/// As [`config`].
 pub async fn connect(flags: &Flags) -> anyhow::Result<Client> {
+    Client::try_from(config(flags).await?).context("making the client of the API server")
+}
+
+/// Where the API server is, by the flags.
+///
+/// # Errors
+///
+/// When the flags lead nowhere, or to a server that wants TLS.
+pub async fn config(flags: &Flags) -> anyhow::Result<Config> {
     let config = if let Some(url) = &flags.server {
         Config::new(url.clone())
     } else if let Some(path) = &flags.kubeconfig {
@@ -35,5 +44,5 @@ pub async fn connect(flags: &Flags) -> anyhow::Result<Client> {
             config.cluster_url
         ),
     }
-    Client::try_from(config).context("making the client of the API server")
+    Ok(config)
 }

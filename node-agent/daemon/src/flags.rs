@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser};
 use ipnetwork::IpNetwork;
+use node_agent_model::Algorithm;
 use node_agent_overlay::Mode;
 
 /// The node agent of Fairlead: services, overlay and pods of one node.
@@ -49,6 +50,15 @@ pub struct Flags {
         default_value = "10.96.0.0/16,fd00:10:96::/112"
     )]
     pub service_cidr: Vec<IpNetwork>,
+
+    /// Ranges of this node's addresses that serve NodePorts [default: all of them, and 127.0.0.1 and ::1 for processes
+    /// of the host].
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
+    pub node_port_addresses: Vec<IpNetwork>,
+
+    /// How a new connection gets its backend, for Services that do not say it themselves: round-robin, random or maglev.
+    #[arg(long, value_name = "NAME", default_value = "round-robin")]
+    pub service_algorithm: Algorithm,
 
     /// How packets go to other nodes: vxlan or udp (both as flannel's), or direct (routed on a shared link, as flannel's
     /// host-gw).
@@ -115,6 +125,11 @@ pub struct Flags {
     /// Run pods on Docker and register the Node; false beside another kubelet.
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
     pub kubelet: bool,
+
+    /// Port of the kubelet's API (logs, exec, port-forward) on the node's address, for the API server alone; 0: none. It
+    /// is served only where the API server is on this machine or on the development cluster's link: there is no TLS yet.
+    #[arg(long, value_name = "PORT", default_value_t = 10250)]
+    pub kubelet_port: u16,
 
     /// Serve the CNI plugin and install it, where no kubelet of ours runs; false beside another CNI plugin.
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]

@@ -1,7 +1,7 @@
 //! The host's own part: `fairlead0`, kernel parameters, and what the programs must know of this node.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use anyhow::Context;
 use ebpf_abi::{Addr4, Addr6, Config, Endpoint, FamilyConfig, config_flag, endpoint_flag};
 use ipnetwork::IpNetwork;
 use node_agent_host::{
-    HostDevice, HostDeviceSpec, Network, PodCidr, SysctlRecord, Uplink, plan_host_sysctls,
-    sysctl_record,
+    HostDevice, HostDeviceSpec, Network, PodCidr, SysctlRecord, Uplink, netns_cookie,
+    plan_host_sysctls, sysctl_record,
 };
 use node_agent_model::Change;
 use node_agent_overlay::Overlay;
@@ -27,6 +27,9 @@ pub struct Host {
     pub uplink: Uplink,
     pub device: HostDevice,
     pub pod_cidrs: Vec<PodCidr>,
+    pub netns_cookie: u64,
+    /// Which of the node's addresses serve NodePorts; empty: all.
+    pub node_port_addresses: Vec<IpNetwork>,
 }
 
 /// Makes `fairlead0` and sets the kernel parameters; what is right already stays untouched.
@@ -58,6 +61,8 @@ pub async fn wire(
         uplink,
         device,
         pod_cidrs,
+        netns_cookie: netns_cookie().context("asking for the network namespace's cookie")?,
+        node_port_addresses: Vec::new(),
     })
 }
 
@@ -79,7 +84,7 @@ impl Host {
         let own: Vec<IpAddr> = self.addresses().collect();
         let mut changes = vec![
             Change::Config(self.config(overlay)),
-            Change::NodeAddresses(own.clone()),
+            Change::NodeAddresses(serving_node_ports(&own, &self.node_port_addresses)),
         ];
         let mac = self.device.mac.0;
         // What is delivered to the host comes in by fairlead0, addressed to it.
@@ -154,8 +159,19 @@ impl Host {
                     _ => Addr6::default(),
                 },
             },
+            pad2: 0,
+            host_netns_cookie: self.netns_cookie,
         }
     }
+}
+
+/// Which of the node's addresses serve NodePorts: all, loopback for the host's own processes included, or those within
+/// the ranges that the operator names.
+fn serving_node_ports(own: &[IpAddr], ranges: &[IpNetwork]) -> Vec<IpAddr> {
+    let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let named = |ip: &IpAddr| ranges.is_empty() || ranges.iter().any(|range| range.contains(*ip));
+    let all = own.iter().copied().chain(loopback);
+    all.filter(named).collect()
 }
 
 /// The prefixes of the other nodes, by node: the host's routes follow them.
@@ -187,5 +203,36 @@ impl Prefixes {
     /// Tells of changes.
     pub fn subscribe(&self) -> watch::Receiver<BTreeMap<String, Vec<IpNetwork>>> {
         self.0.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_ports_are_served_on_all_addresses_or_on_those_in_the_named_ranges() {
+        let ips = |texts: &[&str]| -> Vec<IpAddr> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let ranges = |texts: &[&str]| -> Vec<IpNetwork> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let own = ips(&["192.0.2.1", "198.51.100.1", "2001:db8::1"]);
+        assert_eq!(
+            serving_node_ports(&own, &[]),
+            ips(&[
+                "192.0.2.1",
+                "198.51.100.1",
+                "2001:db8::1",
+                "127.0.0.1",
+                "::1"
+            ])
+        );
+        assert_eq!(
+            serving_node_ports(&own, &ranges(&["192.0.2.0/24", "::1/128"])),
+            ips(&["192.0.2.1", "::1"])
+        );
+        assert_eq!(serving_node_ports(&own, &ranges(&["10.0.0.0/8"])), ips(&[]));
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ebpf_abi::Endpoint;
 use ipnetwork::IpNetwork;
@@ -72,6 +72,8 @@ pub struct Keeper {
 struct Last {
     prefixes: BTreeSet<IpNetwork>,
     complaint: String,
+    /// When links were looked at, and on which devices.
+    links: Option<(Instant, [u32; 2])>,
 }
 
 impl Keeper {
@@ -117,7 +119,17 @@ impl Keeper {
         self.follow_uplink().await?;
         self.keep_device().await?;
         self.keep_routes(last).await?;
-        self.keep_links()
+        // A look at each pod's link is for the pace of the clock, not for each word of the kernel: those come by the
+        // thousand when pods do.
+        let devices = [self.host.uplink.ifindex, self.host.device.ifindex];
+        let fresh = last
+            .links
+            .is_some_and(|(then, on)| then.elapsed() + SETTLE < LOOK_EVERY && on == devices);
+        if !fresh {
+            self.keep_links()?;
+            last.links = Some((Instant::now(), devices));
+        }
+        Ok(())
     }
 
     /// The address by which peers know this node, and the MTU that pods may use, are the uplink's.

@@ -4,6 +4,7 @@
 //! plane would take them out of every Service. So heartbeats, which say whether pods can be wired, begin at once only
 //! on a Node that is not ready.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
@@ -14,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::agent::Tasks;
 use crate::flags::Flags;
+use crate::kubelet_api::{self, KubeletApi};
 use crate::readiness::Readiness;
 
 const RETRY: Duration = Duration::from_millis(500);
@@ -42,14 +44,21 @@ pub async fn start(
     ));
     let v4 = uplink.v4.first().map(|ip| (*ip).into());
     let v6 = uplink.v6.first().map(|ip| (*ip).into());
+    let node_ips: Vec<IpAddr> = v4.into_iter().chain(v6).collect();
+    let api = kubelet_api::bind(flags, &node_ips).await?;
     let config = KubeletConfig {
         node_name: flags.node_name.clone(),
-        node_ips: v4.into_iter().chain(v6).collect(),
+        node_ips,
+        api_port: api.as_ref().map(|_| flags.kubelet_port),
         docker_socket: flags.docker_socket.clone(),
         pause_image: flags.pause_image.clone(),
         state_dir: flags.state_dir.clone(),
     };
     let kubelet = Kubelet::connect(config, client.clone()).await?;
+    if let Some(KubeletApi { listener, callers }) = api {
+        let serving = kubelet.clone().serve(listener, callers);
+        tasks.spawn(async move { ("kubelet's API", serving.await.map(|never| match never {})) });
+    }
     readiness.stage(format!("registering Node {}", flags.node_name));
     loop {
         match register(&kubelet, client, &flags.node_name).await {

@@ -11,6 +11,7 @@ mod host;
 mod http;
 mod keeper;
 mod kubelet;
+mod kubelet_api;
 mod own_node;
 mod peers;
 mod pods;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use kube::Client;
+use node_agent_model::Change;
 use node_agent_overlay::KubeRegistry;
 use node_agent_reconcile::Handle;
 use node_agent_reflect::{FileError, Message, Reflected, Source, with_causes};
@@ -81,6 +82,8 @@ impl Streams {
                 if name == self.own {
                     let leaving = node.as_ref().is_some_and(|node| node.leaving);
                     self.readiness.set_leaving(leaving);
+                    let zone = node.as_ref().and_then(|node| node.zone.clone());
+                    self.handle.change(Change::Zone(zone), id.clone()).await?;
                 }
                 if let Some(nodes) = &self.nodes {
                     nodes.node(name, node.as_ref(), id).await;

@@ -15,6 +15,8 @@ pub struct KubeletConfig {
     pub docker_socket: PathBuf,
     /// Image of the container that holds a pod's namespaces; it is never pulled.
     pub pause_image: String,
+    /// Port of the kubelet's API on the first of `node_ips`; `None` where nobody serves it.
+    pub api_port: Option<u16>,
     /// Where volumes are kept, `pods/UID/volumes/…`; must be on the same machine as the Docker daemon.
     pub state_dir: PathBuf,
 }

@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -11,7 +12,7 @@ use std::{
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
-use tokio::sync::Notify;
+use tokio::{net::TcpListener, sync::Notify};
 use tracing::info;
 
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
     objects::Objects,
     pods,
     runtime::Runtime,
+    server::{self, Server},
     volumes::Volumes,
     worker::Shared,
 };
@@ -98,6 +100,29 @@ impl Kubelet {
             never = lease::keep(client, &config.node_name) => never,
             never = node::keep_status(client, config, runtime, readiness, changed) => never,
         }
+    }
+
+    /// Serves the kubelet's own API to `callers`, for ever: logs, commands and ports of this node's pods.
+    ///
+    /// There is neither TLS nor a user yet: whoever comes from one of these addresses can do everything in every pod.
+    ///
+    /// # Errors
+    ///
+    /// The listener's.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        callers: Vec<IpAddr>,
+    ) -> anyhow::Result<Infallible> {
+        let server = Server {
+            runtime: self.inner.runtime.clone(),
+            objects: Objects {
+                client: self.inner.client.clone(),
+            },
+            node_name: self.inner.config.node_name.clone(),
+            callers: Arc::new(callers),
+        };
+        server::serve(listener, server).await
     }
 
     /// Runs the pods that are bound to this node, for ever. Dropping the future leaves them running.

@@ -4,11 +4,11 @@
 //! 1. [`Kubelet::connect`]: the Docker daemon answers;
 //! 2. [`Kubelet::register_node`]: the Node exists, and the control plane can give it podCIDRs;
 //! 3. [`Kubelet::run_heartbeats`], for ever, in a task of its own: the Lease and the Node's status;
-//! 4. once the podCIDRs are known and the host is wired: [`Kubelet::run_pods`], for ever.
+//! 4. [`Kubelet::serve`], for ever, where the API server can be told from others: logs, commands and ports of pods;
+//! 5. once the podCIDRs are known and the host is wired: [`Kubelet::run_pods`], for ever.
 //!
-//! Dropping the two futures stops the kubelet and leaves every pod running. Not done yet: ephemeral containers,
-//! volumes other than emptyDir, hostPath, configMap and secret, HTTPS and gRPC probes, eviction, logs and exec for the
-//! API server.
+//! Dropping the futures stops the kubelet and leaves every pod running. Not done yet: ephemeral containers, volumes
+//! other than emptyDir, hostPath, configMap and secret, HTTPS and gRPC probes, eviction.
 #![forbid(unsafe_code)]
 
 mod api;
@@ -27,13 +27,16 @@ mod objects;
 mod plan;
 mod pods;
 mod probe;
+mod projected;
 mod quantity;
 mod report;
 mod runtime;
 mod sandbox;
+mod server;
 mod start;
 mod status;
 mod stop;
+mod streams;
 mod terminate;
 mod volumes;
 mod worker;

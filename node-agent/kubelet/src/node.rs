@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fs, time::Duration};
 use anyhow::Context;
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus, NodeSystemInfo},
+    api::core::v1::{
+        DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec,
+        NodeStatus, NodeSystemInfo,
+    },
     apimachinery::pkg::{
         api::resource::Quantity,
         apis::meta::v1::{ObjectMeta, Time},
@@ -194,6 +197,11 @@ async fn status(
         ),
         allocatable: Some(capacity.clone()),
         capacity: Some(capacity),
+        daemon_endpoints: config.api_port.map(|port| NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint {
+                port: i32::from(port),
+            }),
+        }),
         conditions: Some(
             conditions
                 .map(|condition| node_condition(condition, known))

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::{
     Api, Client,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, ListParams, ObjectList, Patch, PatchParams, Preconditions},
 };
 use serde_json::Value;
 
@@ -64,6 +64,21 @@ impl Objects {
                 .map(|(key, value)| (key, value.0));
             text.chain(binary).collect()
         }))
+    }
+
+    /// The pod of this name; `None` if there is none.
+    pub async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>, ObjectsError> {
+        let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
+        let failed = failed(format!("get pod {namespace}/{name}"));
+        api.get_opt(name).await.map_err(failed)
+    }
+
+    /// The pods that are bound to a node.
+    pub async fn pods_of(&self, node: &str) -> Result<ObjectList<Pod>, ObjectsError> {
+        let of_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        let api = Api::<Pod>::all(self.client.clone());
+        let failed = failed(format!("list the pods of node {node}"));
+        api.list(&of_node).await.map_err(failed)
     }
 
     /// Changes a pod's status by a merge patch; false if there is no such pod any more.

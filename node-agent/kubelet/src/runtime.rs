@@ -37,6 +37,8 @@ pub enum RuntimeError {
         #[source]
         source: DockerError,
     },
+    #[error("Docker started a command without its streams")]
+    Detached,
     #[error("no answer from `{command}` within {seconds} s")]
     ExecTimeout { command: String, seconds: u64 },
 }
@@ -44,7 +46,7 @@ pub enum RuntimeError {
 /// The connection to one Docker daemon.
 #[derive(Clone, Debug)]
 pub(crate) struct Runtime {
-    docker: Docker,
+    pub docker: Docker,
 }
 
 /// A container of a pod as Docker knows it.
@@ -374,7 +376,7 @@ fn with_tag(image: &str) -> String {
     }
 }
 
-fn failed(operation: impl Into<String>) -> impl FnOnce(DockerError) -> RuntimeError {
+pub(crate) fn failed(operation: impl Into<String>) -> impl FnOnce(DockerError) -> RuntimeError {
     let operation = operation.into();
     move |source| RuntimeError::Docker { operation, source }
 }

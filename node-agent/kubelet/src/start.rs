@@ -177,6 +177,7 @@ impl Worker {
             .prepare(&shared.objects, pod)
             .await
             .map_err(config_failed)?;
+        self.volumes_at = Instant::now();
         let mounts = volumes::mounts(container, &paths).map_err(config_failed)?;
         let body = container_body(
             pod,

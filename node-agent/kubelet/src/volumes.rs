@@ -10,7 +10,7 @@ use std::{
 use bollard::models::{Mount, MountType};
 use k8s_openapi::api::core::v1::{Container, HostPathVolumeSource, KeyToPath, Pod, Volume};
 
-use crate::{env::ConfigError, objects::Objects};
+use crate::{env::ConfigError, objects::Objects, projected};
 
 /// A volume that is ready to be mounted.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -34,53 +34,21 @@ impl Volumes {
         }
     }
 
-    /// Makes the pod's volumes; answers where each of them is. ConfigMaps and Secrets are written anew.
+    /// Makes the pod's volumes; answers where each of them is.
     pub async fn prepare(
         &self,
         objects: &Objects,
         pod: &Pod,
     ) -> Result<BTreeMap<String, Prepared>, ConfigError> {
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let mut paths = BTreeMap::new();
-        for volume in pod
-            .spec
-            .iter()
-            .flat_map(|spec| spec.volumes.iter().flatten())
-        {
-            let directory = |kind: &str| {
-                self.root
-                    .join(uid)
-                    .join("volumes")
-                    .join(kind)
-                    .join(&volume.name)
-            };
+        for volume in volumes_of(pod) {
             let path = if volume.empty_dir.is_some() {
-                let path = directory("kubernetes.io~empty-dir");
+                let path = self.directory(pod, "kubernetes.io~empty-dir", volume);
                 make_directory(&path, 0o777)?;
                 path
             } else if let Some(source) = &volume.host_path {
                 host_path(volume, source)?
-            } else if let Some(source) = &volume.config_map {
-                let data = objects.data("ConfigMap", namespace, &source.name).await?;
-                let path = directory("kubernetes.io~configmap");
-                let optional = source.optional == Some(true);
-                let files = files(
-                    "ConfigMap",
-                    &source.name,
-                    data,
-                    optional,
-                    source.items.as_deref(),
-                )?;
-                write_files(&path, &files, source.default_mode)?;
-                path
-            } else if let Some(source) = &volume.secret {
-                let name = source.secret_name.as_deref().unwrap_or_default();
-                let data = objects.data("Secret", namespace, name).await?;
-                let path = directory("kubernetes.io~secret");
-                let optional = source.optional == Some(true);
-                let files = files("Secret", name, data, optional, source.items.as_deref())?;
-                write_files(&path, &files, source.default_mode)?;
+            } else if let Some(path) = self.write(objects, pod, volume).await? {
                 path
             } else {
                 return Err(ConfigError::VolumeKind {
@@ -91,6 +59,59 @@ impl Volumes {
             paths.insert(volume.name.clone(), Prepared { path, read_only });
         }
         Ok(paths)
+    }
+
+    /// Brings the volumes of ConfigMaps and Secrets up to date below the containers that read them.
+    pub async fn refresh(&self, objects: &Objects, pod: &Pod) -> Result<(), ConfigError> {
+        for volume in volumes_of(pod) {
+            self.write(objects, pod, volume).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a volume that holds a ConfigMap or a Secret; `None` for any other.
+    async fn write(
+        &self,
+        objects: &Objects,
+        pod: &Pod,
+        volume: &Volume,
+    ) -> Result<Option<PathBuf>, ConfigError> {
+        let (kind, plugin, name, optional, items, mode) = if let Some(source) = &volume.config_map {
+            let plugin = "kubernetes.io~configmap";
+            let (items, mode) = (source.items.as_deref(), source.default_mode);
+            let name = source.name.as_str();
+            ("ConfigMap", plugin, name, source.optional, items, mode)
+        } else if let Some(source) = &volume.secret {
+            let plugin = "kubernetes.io~secret";
+            let (items, mode) = (source.items.as_deref(), source.default_mode);
+            let name = source.secret_name.as_deref().unwrap_or_default();
+            ("Secret", plugin, name, source.optional, items, mode)
+        } else {
+            return Ok(None);
+        };
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let data = objects.data(kind, namespace, name).await?;
+        let files = files(kind, name, data, optional == Some(true), items)?;
+        let path = self.directory(pod, plugin, volume);
+        if projected::write(&path, &files, mode)? {
+            tracing::debug!(
+                kind,
+                namespace,
+                name,
+                volume = volume.name,
+                "volume written"
+            );
+        }
+        Ok(Some(path))
+    }
+
+    fn directory(&self, pod: &Pod, plugin: &str, volume: &Volume) -> PathBuf {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        self.root
+            .join(uid)
+            .join("volumes")
+            .join(plugin)
+            .join(&volume.name)
     }
 
     /// Removes what [`Volumes::prepare`] made for a pod.
@@ -111,6 +132,11 @@ impl Volumes {
                 .collect(),
         }
     }
+}
+
+fn volumes_of(pod: &Pod) -> impl Iterator<Item = &Volume> {
+    let spec = pod.spec.iter();
+    spec.flat_map(|spec| spec.volumes.iter().flatten())
 }
 
 /// The container's mounts of the pod's volumes.
@@ -245,37 +271,7 @@ fn files(
     Ok(files)
 }
 
-fn write_files(
-    directory: &Path,
-    files: &BTreeMap<String, Vec<u8>>,
-    mode: Option<i32>,
-) -> Result<(), ConfigError> {
-    make_directory(directory, 0o755)?;
-    for (name, value) in files {
-        if !Path::new(name)
-            .components()
-            .all(|part| matches!(part, Component::Normal(_)))
-        {
-            return Err(ConfigError::SubPath {
-                mount: directory.display().to_string(),
-                path: name.clone(),
-            });
-        }
-        let path = directory.join(name);
-        if let Some(parent) = path.parent() {
-            make_directory(parent, 0o755)?;
-        }
-        let failed = || io_error(format!("write {}", path.display()));
-        fs::write(&path, value).map_err(failed())?;
-        let mode = mode
-            .and_then(|mode| u32::try_from(mode).ok())
-            .unwrap_or(0o644);
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(failed())?;
-    }
-    Ok(())
-}
-
-fn make_directory(path: &Path, mode: u32) -> Result<(), ConfigError> {
+pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<(), ConfigError> {
     let failed = || io_error(format!("make the directory {}", path.display()));
     if path.is_dir() {
         return Ok(());
@@ -284,7 +280,7 @@ fn make_directory(path: &Path, mode: u32) -> Result<(), ConfigError> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed())
 }
 
-fn io_error(operation: String) -> impl FnOnce(io::Error) -> ConfigError {
+pub(crate) fn io_error(operation: String) -> impl FnOnce(io::Error) -> ConfigError {
     move |source| ConfigError::Io { operation, source }
 }
 
@@ -340,19 +336,5 @@ mod tests {
         );
         assert!(files("Secret", "s", None, false, None).is_err());
         assert!(files("Secret", "s", None, true, None).unwrap().is_empty());
-    }
-
-    #[test]
-    fn files_are_written_with_their_mode_and_not_outside() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = |name: &str| BTreeMap::from([(name.to_owned(), b"text".to_vec())]);
-        write_files(directory.path(), &file("sub/key"), Some(0o400)).unwrap();
-        let written = directory.path().join("sub/key");
-        assert_eq!(fs::read(&written).unwrap(), b"text");
-        assert_eq!(
-            fs::metadata(&written).unwrap().permissions().mode() & 0o777,
-            0o400
-        );
-        assert!(write_files(directory.path(), &file("../key"), None).is_err());
     }
 }

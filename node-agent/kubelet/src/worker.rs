@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::Value;
 use tokio::{
     sync::{Notify, watch},
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tracing::warn;
 
@@ -22,6 +22,7 @@ use crate::{
     KubeletConfig, PodWiring,
     backoff::Backoffs,
     container::pod_ref,
+    env::ConfigError,
     events::Recorder,
     metrics::Metrics,
     objects::Objects,
@@ -39,6 +40,8 @@ use crate::{
 pub(crate) const LOOK_ANYWAY: Duration = Duration::from_secs(20);
 /// When a status that could not be reported is tried again.
 const REPORT_AGAIN: Duration = Duration::from_secs(3);
+/// How long the API server may take for all of a pod's ConfigMaps and Secrets.
+const REFRESH_LIMIT: Duration = Duration::from_secs(5);
 /// Steps after which a worker rests, should a plan ever not come to its end.
 const ROUNDS: usize = 32;
 
@@ -80,6 +83,8 @@ pub(crate) struct Worker {
     /// The last try to report has failed.
     pub(crate) unreported: bool,
     failures: u32,
+    /// When the volumes of ConfigMaps and Secrets were last looked at.
+    pub(crate) volumes_at: Instant,
 }
 
 /// When to look again.
@@ -111,6 +116,7 @@ impl Worker {
             reported: None,
             unreported: false,
             failures: 0,
+            volumes_at: Instant::now(),
         }
     }
 
@@ -174,6 +180,9 @@ impl Worker {
         for _ in 0..ROUNDS {
             let view = self.view().await?;
             self.watch_probes(pod, &view);
+            if view.running().next().is_some() {
+                self.refresh_volumes(pod).await;
+            }
             if let Some(deadline) = self
                 .stopping
                 .enforce(&self.shared.runtime, view.running())
@@ -201,6 +210,26 @@ impl Worker {
             }
         }
         Ok(Next::In(next))
+    }
+
+    /// What a container reads of ConfigMaps and Secrets follows them. Volumes that cannot be brought up to date stay as
+    /// they are: the container that needs them runs already.
+    async fn refresh_volumes(&mut self, pod: &Pod) {
+        if self.volumes_at.elapsed() < LOOK_ANYWAY {
+            return;
+        }
+        self.volumes_at = Instant::now();
+        let shared = self.shared.clone();
+        let refreshed = shared.volumes.refresh(&shared.objects, pod);
+        // An API server that does not answer keeps no container from being started or stopped.
+        let Ok(Err(error)) = timeout(REFRESH_LIMIT, refreshed).await else {
+            return;
+        };
+        let message = format!("volumes stay as they are: {}", crate::chain(&error));
+        warn!(pod = self.pod.name, uid = self.pod.uid, "{message}");
+        if !matches!(error, ConfigError::Objects(_)) {
+            shared.recorder.warn(pod, None, "FailedMount", message);
+        }
     }
 
     async fn step(&mut self, pod: &Arc<Pod>, view: &View, step: Step) -> anyhow::Result<Done> {

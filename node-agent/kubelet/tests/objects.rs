@@ -13,7 +13,7 @@ use kube::{
     Api,
     api::{ListParams, Patch, PatchParams, PostParams},
 };
-use node::{NODE, condition, on_a_node};
+use node::{NODE, TestNode, condition, on_a_node};
 use serde_json::{Value, json};
 
 const SLEEP: &str = "trap 'exit 0' TERM; sleep 1000000 & wait";
@@ -22,7 +22,7 @@ fn first(status: &Value) -> &Value {
     &status["containerStatuses"][0]
 }
 
-async fn create_config_map(node: &node::TestNode, name: &str, data: Value) {
+async fn create_config_map(node: &TestNode, name: &str, data: Value) {
     let api: Api<ConfigMap> = Api::namespaced(node.client.clone(), "default");
     let map = json!({ "metadata": { "name": name }, "data": data });
     api.create(
@@ -33,7 +33,7 @@ async fn create_config_map(node: &node::TestNode, name: &str, data: Value) {
     .unwrap();
 }
 
-async fn reasons(node: &node::TestNode, pod: &str) -> Vec<String> {
+async fn reasons(node: &TestNode, pod: &str) -> Vec<String> {
     let api: Api<Event> = Api::namespaced(node.client.clone(), "default");
     let events = api.list(&ListParams::default()).await.unwrap();
     let about = events
@@ -264,6 +264,50 @@ fn containers_are_restarted_while_the_api_server_is_away_and_reported_when_it_is
         node.start_server().await;
         node.wait_for("works", "reported", 60, |status| {
             first(status)["restartCount"] == 1
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_mounted_config_map_follows_its_object_and_an_agent_that_restarts_goes_on() {
+    on_a_node(async |node| {
+        node.start_kubelet().await;
+        let maps = Api::<ConfigMap>::namespaced(node.client.clone(), "default");
+        let map =
+            json!({ "metadata": { "name": "settings" }, "data": { "colour": "blue", "old": "x" } });
+        let map: ConfigMap = serde_json::from_value(map).unwrap();
+        maps.create(&PostParams::default(), &map).await.unwrap();
+        let mut container =
+            json!({ "name": "main", "image": "busybox:1", "command": ["sh", "-c", SLEEP] });
+        container["volumeMounts"] = json!([{ "name": "settings", "mountPath": "/settings" }]);
+        let volumes = json!([{ "name": "settings", "configMap": { "name": "settings" } }]);
+        let spec = json!({ "terminationGracePeriodSeconds": 0, "containers": [container], "volumes": volumes });
+        node.create_pod("reader", spec).await;
+        node.wait_ready("reader").await;
+        let read = async |node: &TestNode| {
+            let files = "cd /settings; for file in *; do echo $file=$(cat $file); done";
+            node.kubectl_ok(&["exec", "reader", "--", "sh", "-c", files])
+                .await
+        };
+        assert_eq!(read(node).await, "colour=blue\nold=x\n");
+        let change = async |data: Value| {
+            let patch = Patch::Merge(json!({ "data": data }));
+            maps.patch("settings", &PatchParams::default(), &patch)
+                .await
+                .unwrap();
+        };
+        change(json!({ "colour": "green", "old": null, "new": "y" })).await;
+        let limit = Duration::from_secs(60);
+        node.wait_until("the files are new", limit, async |node| {
+            read(node).await == "colour=green\nnew=y\n"
+        })
+        .await;
+        node.stop_kubelet().await;
+        change(json!({ "colour": "red" })).await;
+        node.start_kubelet().await;
+        node.wait_until("the files are new again", limit, async |node| {
+            read(node).await == "colour=red\nnew=y\n"
         })
         .await;
     });

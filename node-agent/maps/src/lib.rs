@@ -42,4 +42,4 @@ pub use object::OBJECT;
 pub use pins::{Pin, PinKind, pins, remove_pins};
 pub use program::Program;
 pub use table::{MapError, Table};
-pub use test_run::{TestRun, TestRunResult};
+pub use test_run::{LiveFrames, TestRun, TestRunResult};

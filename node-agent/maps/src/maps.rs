@@ -3,9 +3,9 @@
 use std::{path::Path, sync::Arc};
 
 use ebpf_abi::{
-    Addr4, Addr6, Address, Backend, Config, Conn, ConnKey, Counter, Endpoint, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Peer, Plain, Route, RouteKey, Service, ServiceName,
-    SocketOrigin, maps as names,
+    Addr4, Addr6, Address, Affinity, AffinityKey, Backend, Config, Conn, ConnKey, Counter,
+    Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey, Peer, Plain, RangeKey, Route,
+    RouteKey, Service, ServiceName, SocketOrigin, maps as names,
 };
 
 use crate::{
@@ -24,6 +24,7 @@ pub struct Maps {
     pub slot: Table<u32, u32>,
     /// The next turn of each service, by service id.
     pub cursor: Table<u32, u32>,
+    pub affinity: Table<AffinityKey, Affinity>,
     pub peer: Table<u32, Peer>,
     pub v4: FamilyMaps<Addr4>,
     pub v6: FamilyMaps<Addr6>,
@@ -34,6 +35,8 @@ pub struct Maps {
 #[derive(Clone, Debug)]
 pub struct FamilyMaps<A> {
     pub frontend: Table<FrontendKey<A>, Frontend>,
+    /// Sources that services admit.
+    pub range: Table<RangeKey<A>, u32>,
     pub backend: Table<u32, Backend<A>>,
     pub endpoint: Table<A, Endpoint>,
     pub route: Table<RouteKey<A>, Route>,
@@ -46,6 +49,7 @@ pub struct FamilyMaps<A> {
 /// An address family and the names of its maps.
 pub trait MapFamily: Address {
     const FRONTEND: &str;
+    const RANGE: &str;
     const BACKEND: &str;
     const ENDPOINT: &str;
     const ROUTE: &str;
@@ -65,6 +69,7 @@ struct Pins<'a> {
 
 impl MapFamily for Addr4 {
     const FRONTEND: &str = names::FRONTEND4;
+    const RANGE: &str = names::RANGE4;
     const BACKEND: &str = names::BACKEND4;
     const ENDPOINT: &str = names::ENDPOINT4;
     const ROUTE: &str = names::ROUTE4;
@@ -79,6 +84,7 @@ impl MapFamily for Addr4 {
 
 impl MapFamily for Addr6 {
     const FRONTEND: &str = names::FRONTEND6;
+    const RANGE: &str = names::RANGE6;
     const BACKEND: &str = names::BACKEND6;
     const ENDPOINT: &str = names::ENDPOINT6;
     const ROUTE: &str = names::ROUTE6;
@@ -112,6 +118,7 @@ impl Maps {
             service_name: pins.table(names::SERVICE_NAME)?,
             slot: pins.table(names::SLOT)?,
             cursor: pins.table(names::CURSOR)?,
+            affinity: pins.table(names::AFFINITY)?,
             peer: pins.table(names::PEER)?,
             v4: FamilyMaps::open(&pins)?,
             v6: FamilyMaps::open(&pins)?,
@@ -126,6 +133,7 @@ impl Maps {
             self.service_name.raw(),
             self.slot.raw(),
             self.cursor.raw(),
+            self.affinity.raw(),
             self.peer.raw(),
             &self.drop,
         ];
@@ -137,6 +145,7 @@ impl<A: MapFamily> FamilyMaps<A> {
     fn open(pins: &Pins<'_>) -> Result<Self, Error> {
         Ok(Self {
             frontend: pins.table(A::FRONTEND)?,
+            range: pins.table(A::RANGE)?,
             backend: pins.table(A::BACKEND)?,
             endpoint: pins.table(A::ENDPOINT)?,
             route: pins.table(A::ROUTE)?,
@@ -146,9 +155,10 @@ impl<A: MapFamily> FamilyMaps<A> {
         })
     }
 
-    fn all(&self) -> [&RawMap; 7] {
+    fn all(&self) -> [&RawMap; 8] {
         [
             self.frontend.raw(),
+            self.range.raw(),
             self.backend.raw(),
             self.endpoint.raw(),
             self.route.raw(),

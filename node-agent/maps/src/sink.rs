@@ -1,6 +1,6 @@
 //! Plans into maps: neighbouring operations of one map become one batch, in the order of the plan.
 
-use ebpf_abi::{Backend, FrontendKey, Plain, RouteKey};
+use ebpf_abi::{Backend, FrontendKey, Plain, RangeKey, RouteKey};
 use node_agent_model::{FamilyOp, MapOp, MapSink, SinkError, Snapshot};
 
 use crate::{MapError, MapFamily, Maps, Table, bytes::as_bytes, snapshot, table::RawMap};
@@ -61,6 +61,10 @@ impl<'a> Writer<'a> {
         match op {
             FamilyOp::Frontend { key, frontend } => {
                 self.add::<FrontendKey<A>, _>(index, &maps.frontend, key, frontend.as_ref())
+            }
+            FamilyOp::Range { key, admitted } => {
+                let value = admitted.then_some(1);
+                self.add::<RangeKey<A>, u32>(index, &maps.range, key, value.as_ref())
             }
             FamilyOp::Backend { id, backend } => {
                 self.add::<_, Backend<A>>(index, &maps.backend, id, Some(backend))

@@ -21,6 +21,12 @@ pub(crate) fn read(maps: &Maps) -> Result<Snapshot, MapError> {
 fn read_family<A: MapFamily>(maps: &FamilyMaps<A>) -> Result<SnapshotFamily<A>, MapError> {
     Ok(SnapshotFamily {
         frontends: maps.frontend.entries()?.into_iter().collect(),
+        ranges: maps
+            .range
+            .entries()?
+            .into_iter()
+            .map(|(key, _)| key)
+            .collect(),
         backends: used(&maps.backend)?.into_iter().collect(),
         endpoints: maps.endpoint.entries()?.into_iter().collect(),
         routes: maps.route.entries()?.into_iter().collect(),

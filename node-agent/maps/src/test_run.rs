@@ -1,7 +1,7 @@
-//! Running a program on a packet without an interface: `BPF_PROG_TEST_RUN`
-//! (<https://docs.kernel.org/bpf/bpf_prog_run.html>).
+//! Running a program on a packet: `BPF_PROG_TEST_RUN` (<https://docs.kernel.org/bpf/bpf_prog_run.html>), without an
+//! interface or, as a packet generator, behind one.
 
-use std::time::Duration;
+use std::{io, os::fd::BorrowedFd, time::Duration};
 
 use crate::{Dataplane, Error, Program, sys};
 
@@ -33,6 +33,16 @@ pub struct TestRunResult {
     pub duration: Duration,
 }
 
+/// Copies of a frame that an XDP program lets into the stack as if an interface had received them.
+#[derive(Clone, Copy, Debug)]
+pub struct LiveFrames<'a> {
+    /// An Ethernet frame. The pages come back to the program with what the stack wrote: it has to write the head anew.
+    pub frame: &'a [u8],
+    pub count: u32,
+    /// The interface, of the calling thread's network namespace.
+    pub ifindex: u32,
+}
+
 /// `struct __sk_buff` (linux/bpf.h) in words, and the indexes of the fields that the kernel accepts from outside.
 const SK_BUFF_WORDS: usize = 48;
 const MARK: usize = 2;
@@ -40,6 +50,15 @@ const INGRESS_IFINDEX: usize = 9;
 const IFINDEX: usize = 10;
 const GSO_SEGS: usize = 41;
 const GSO_SIZE: usize = 44;
+
+/// `struct xdp_md` (linux/bpf.h) in words, and the indexes of the fields that are used.
+const XDP_MD_WORDS: usize = 6;
+const DATA_END: usize = 1;
+const XDP_INGRESS_IFINDEX: usize = 3;
+/// `BPF_F_TEST_XDP_LIVE_FRAMES`.
+const LIVE_FRAMES: u32 = 1 << 1;
+/// Frames that go into the stack together.
+const LIVE_BATCH: u32 = 64;
 
 /// More than any program adds to a packet.
 const HEADROOM: usize = 256;
@@ -65,7 +84,56 @@ impl<'a> TestRun<'a> {
         words[IFINDEX] = self.ifindex;
         words[GSO_SEGS] = self.gso_segs;
         words[GSO_SIZE] = self.gso_size;
-        words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+        bytes_of(&words)
+    }
+
+    /// Runs any tcx program on the packet.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the program's type, the packet (shorter than an Ethernet header, longer than a page
+    /// allows) or the interface.
+    pub fn on(&self, program: BorrowedFd<'_>) -> io::Result<TestRunResult> {
+        let mut packet = vec![0; self.packet.len() + HEADROOM];
+        let context = self.context();
+        let args = sys::TestRunArgs {
+            data_in: self.packet,
+            data_out: &mut packet,
+            ctx_in: &context,
+            repeat: self.repeat,
+            flags: 0,
+            batch_size: 0,
+        };
+        let answer = sys::prog_test_run(program, args)?;
+        packet.truncate(answer.data_size_out as usize);
+        Ok(TestRunResult {
+            retval: answer.retval,
+            packet,
+            duration: Duration::from_nanos(answer.duration.into()),
+        })
+    }
+}
+
+impl LiveFrames<'_> {
+    /// Lets the frames through `program`, an XDP program that returns `XDP_PASS`; returns when the stack is done with
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the program's type, the frame (longer than a page allows) or the interface.
+    pub fn inject(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        let mut words = [0_u32; XDP_MD_WORDS];
+        words[DATA_END] = self.frame.len() as u32;
+        words[XDP_INGRESS_IFINDEX] = self.ifindex;
+        let args = sys::TestRunArgs {
+            data_in: self.frame,
+            data_out: &mut [],
+            ctx_in: &bytes_of(&words),
+            repeat: self.count,
+            flags: LIVE_FRAMES,
+            batch_size: LIVE_BATCH,
+        };
+        sys::prog_test_run(program, args).map(drop)
     }
 }
 
@@ -74,31 +142,17 @@ impl Dataplane {
     ///
     /// # Errors
     ///
-    /// When the kernel refuses the packet (shorter than an Ethernet header, longer than a page allows) or the
-    /// interface.
+    /// As [`TestRun::on`].
     pub fn test_run(&self, program: Program, run: &TestRun<'_>) -> Result<TestRunResult, Error> {
-        let mut packet = vec![0; run.packet.len() + HEADROOM];
-        let context = run.context();
-        let args = sys::TestRunArgs {
-            data_in: run.packet,
-            data_out: &mut packet,
-            ctx_in: &context,
-            repeat: run.repeat,
-            flags: 0,
-            batch_size: 0,
-        };
-        let answer = sys::prog_test_run(self.program(program).fd(), args).map_err(|source| {
-            Error::Program {
+        run.on(self.program(program).fd())
+            .map_err(|source| Error::Program {
                 action: "run",
                 program,
                 source,
-            }
-        })?;
-        packet.truncate(answer.data_size_out as usize);
-        Ok(TestRunResult {
-            retval: answer.retval,
-            packet,
-            duration: Duration::from_nanos(answer.duration.into()),
-        })
+            })
     }
+}
+
+fn bytes_of(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ebpf_abi::{Addr4, Addr6, Address, Family};
+use ipnetwork::IpNetwork;
 
 use crate::{FamilyOp, MapOp, Snapshot, SnapshotFamily};
 
@@ -72,6 +73,11 @@ pub(crate) fn family_of(ip: IpAddr) -> Family {
         IpAddr::V4(_) => Family::V4,
         IpAddr::V6(_) => Family::V6,
     }
+}
+
+/// With the host bits cleared.
+pub(crate) fn network_of(prefix: &IpNetwork) -> IpNetwork {
+    IpNetwork::new(prefix.network(), prefix.prefix()).unwrap_or(*prefix)
 }
 
 /// Two of something, one for each family.

@@ -8,9 +8,10 @@ use ipnetwork::IpNetwork;
 
 use crate::address::PerFamily;
 use crate::backends::BackendTable;
-use crate::desired::{FrontendAddr, SetKey};
 use crate::ids::IdPool;
 use crate::ranges::{RangePool, SlotRange};
+use crate::turns::Turns;
+use crate::wanted::{FrontendAddr, SetKey};
 use crate::{Capacity, Snapshot};
 
 /// The user space side of the maps. Made from what they hold, so that a restarted agent goes on with the same ids.
@@ -43,9 +44,15 @@ pub struct Applied {
 pub(crate) struct PlacedSet {
     pub(crate) id: u32,
     pub(crate) range: SlotRange,
+    pub(crate) turns: Turns,
+    /// Those that are in the turns, each once, in rising order.
     pub(crate) backend_ids: Vec<u32>,
     pub(crate) draining: BTreeSet<u32>,
     pub(crate) frontends: BTreeSet<FrontendAddr>,
+    pub(crate) ranges: BTreeSet<IpNetwork>,
+    /// See [`ebpf_abi::service_flag`].
+    pub(crate) flags: u32,
+    pub(crate) affinity_seconds: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -67,6 +74,7 @@ pub(crate) struct Restored {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Incoming {
     pub(crate) frontends: usize,
+    pub(crate) ranges: usize,
     pub(crate) routes: usize,
 }
 
@@ -75,6 +83,8 @@ pub(crate) struct Incoming {
 pub(crate) struct Touched {
     pub(crate) frontends: BTreeSet<FrontendAddr>,
     pub(crate) services: BTreeSet<u32>,
+    /// By service id.
+    pub(crate) ranges: BTreeSet<(u32, IpNetwork)>,
     pub(crate) endpoints: BTreeSet<IpAddr>,
     pub(crate) routes: BTreeSet<IpNetwork>,
     pub(crate) peers: BTreeSet<u32>,
@@ -151,12 +161,35 @@ impl Applied {
     }
 }
 
+/// The slots of a service: members that are listed for themselves lie before the turns.
 pub(crate) fn range_of(service: &Service) -> SlotRange {
-    match service.slot_count {
+    let listed = service.member_base.checked_add(service.member_count) == Some(service.slot_base);
+    let (base, listed) = match listed {
+        true if service.member_count > 0 => (service.member_base, service.member_count),
+        _ => (service.slot_base, 0),
+    };
+    match service.slot_count.saturating_add(listed) {
         0 => SlotRange::default(),
-        len => SlotRange {
-            base: service.slot_base,
-            len,
-        },
+        len => SlotRange { base, len },
+    }
+}
+
+impl PlacedSet {
+    /// The value in the services' map.
+    pub(crate) fn service(&self) -> Service {
+        let members = self.turns.members;
+        let (sticky, listed) = (self.affinity_seconds > 0, members > 0);
+        Service {
+            slot_base: self.range.base + members,
+            slot_count: self.range.len - members,
+            member_base: if sticky { self.range.base } else { 0 },
+            member_count: match (sticky, listed) {
+                (false, _) => 0,
+                (true, true) => members,
+                (true, false) => self.range.len,
+            },
+            flags: self.flags,
+            affinity_seconds: self.affinity_seconds,
+        }
     }
 }

@@ -7,6 +7,8 @@ use ebpf_abi::{Family, maps};
 pub struct Capacity {
     pub frontends4: usize,
     pub frontends6: usize,
+    pub ranges4: usize,
+    pub ranges6: usize,
     /// Of `service_v1` and `cursor_v1`; id 0 is never given.
     pub services: usize,
     pub slots: usize,
@@ -24,6 +26,13 @@ impl Capacity {
         match family {
             Family::V4 => self.frontends4,
             Family::V6 => self.frontends6,
+        }
+    }
+
+    pub(crate) fn ranges(&self, family: Family) -> usize {
+        match family {
+            Family::V4 => self.ranges4,
+            Family::V6 => self.ranges6,
         }
     }
 
@@ -48,6 +57,8 @@ impl Default for Capacity {
         Self {
             frontends4: maps::FRONTEND4_SIZE,
             frontends6: maps::FRONTEND6_SIZE,
+            ranges4: maps::RANGE4_SIZE,
+            ranges6: maps::RANGE6_SIZE,
             services: maps::SERVICE_SIZE.min(maps::CURSOR_SIZE),
             slots: maps::SLOT_SIZE,
             backends4: maps::BACKEND4_SIZE,

@@ -1,26 +1,27 @@
 //! What the API and the host say that this node's dataplane should do, and what of it changed since the last plan.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
-use ebpf_abi::{Config, Endpoint, Family, frontend_flag};
+use ebpf_abi::{Config, Endpoint, endpoint_flag};
 
-use crate::address::family_of;
-use crate::select::select;
-use crate::{
-    Change, EndpointSlice, HealthCheck, ObjectName, PeerRoutes, Protocol, Service, ServicePort,
-    SliceEndpoint, TrafficPolicy,
-};
+use crate::select::Here;
+use crate::wanted::{self, SetKey, WantedSet};
+use crate::{Algorithm, Change, EndpointSlice, HealthCheck, ObjectName, PeerRoutes, Service};
 
 /// All objects, with indexes from each to what depends on it.
 #[derive(Clone, Debug, Default)]
 pub struct Desired {
     node: String,
+    algorithm: Algorithm,
+    zone: Option<String>,
     services: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, EndpointSlice>,
     slices_of: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     node_addresses: Vec<IpAddr>,
-    pub(crate) endpoints: BTreeMap<IpAddr, Endpoint>,
+    endpoints: BTreeMap<IpAddr, Endpoint>,
+    /// Addresses of Services, with the flags of an [`Endpoint`] that each Service gives them.
+    service_ips: BTreeMap<IpAddr, BTreeMap<ObjectName, u32>>,
     pub(crate) peers: BTreeMap<String, PeerRoutes>,
     pub(crate) config: Option<Config>,
     dirty: Dirty,
@@ -37,33 +38,6 @@ pub(crate) struct Dirty {
     pub(crate) config: bool,
 }
 
-/// A service of the maps: one port of a Service, in one family, with one of the two sets of backends.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) struct SetKey {
-    pub(crate) service: ObjectName,
-    pub(crate) port: String,
-    pub(crate) protocol: Protocol,
-    pub(crate) family: Family,
-    pub(crate) policy: TrafficPolicy,
-}
-
-/// Where clients ask for a service.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) struct FrontendAddr {
-    pub(crate) addr: SocketAddr,
-    /// IANA protocol number.
-    pub(crate) protocol: u8,
-}
-
-/// What a service of the maps should be.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(crate) struct WantedSet {
-    /// With their flags.
-    pub(crate) frontends: BTreeMap<FrontendAddr, u32>,
-    pub(crate) chosen: BTreeSet<SocketAddr>,
-    pub(crate) draining: BTreeSet<SocketAddr>,
-}
-
 impl Desired {
     /// `node` is this node's name.
     pub fn new(node: impl Into<String>) -> Self {
@@ -73,36 +47,19 @@ impl Desired {
         }
     }
 
+    /// What Services get that name no algorithm.
+    #[must_use]
+    pub fn with_algorithm(self, algorithm: Algorithm) -> Self {
+        Self { algorithm, ..self }
+    }
+
     /// Takes a change in; false if it changes nothing.
     pub fn change(&mut self, change: Change) -> bool {
         match change {
-            Change::Service(name, service) => {
-                let changed = replace(&mut self.services, name.clone(), service);
-                if changed {
-                    self.dirty.services.insert(name);
-                }
-                changed
-            }
+            Change::Service(name, service) => self.change_service(name, service),
             Change::EndpointSlice(name, slice) => self.change_slice(name, slice),
-            Change::NodeAddresses(mut addresses) => {
-                addresses.sort();
-                addresses.dedup();
-                let changed = self.node_addresses != addresses;
-                if changed {
-                    self.node_addresses = addresses;
-                    let with_node_port = |service: &Service| {
-                        service.ports.iter().any(|port| port.node_port.is_some())
-                    };
-                    let affected = self
-                        .services
-                        .iter()
-                        .filter(|(_, service)| with_node_port(service));
-                    self.dirty
-                        .services
-                        .extend(affected.map(|(name, _)| name.clone()));
-                }
-                changed
-            }
+            Change::NodeAddresses(addresses) => self.change_addresses(addresses),
+            Change::Zone(zone) => self.change_zone(zone),
             Change::Endpoint(addr, endpoint) => {
                 let changed = replace(&mut self.endpoints, addr, endpoint);
                 if changed {
@@ -178,111 +135,103 @@ impl Desired {
     pub(crate) fn all_dirty(&mut self) {
         self.dirty.services.extend(self.services.keys().cloned());
         self.dirty.endpoints.extend(self.endpoints.keys());
+        self.dirty.endpoints.extend(self.service_ips.keys());
         self.dirty.peers.extend(self.peers.keys().cloned());
         self.dirty.config = true;
     }
 
+    /// What is at an address: something of this node, or a Service.
+    pub(crate) fn endpoint(&self, ip: &IpAddr) -> Option<Endpoint> {
+        let own = self.endpoints.get(ip).copied();
+        own.or_else(|| {
+            let flags = self.service_ips.get(ip)?.values();
+            Some(Endpoint {
+                flags: flags.fold(0, |all, flags| all | flags),
+                ..Endpoint::default()
+            })
+        })
+    }
+
     /// The services of the maps that this Service needs.
     pub(crate) fn sets(&self, name: &ObjectName) -> BTreeMap<SetKey, WantedSet> {
-        let mut sets: BTreeMap<SetKey, WantedSet> = BTreeMap::new();
         let Some(service) = self.services.get(name) else {
-            return sets;
+            return BTreeMap::new();
         };
-        for port in &service.ports {
-            let ports = self.frontends(service, port);
-            for (frontend, flags, policy) in ports {
-                let key = SetKey {
-                    service: name.clone(),
-                    port: port.name.clone(),
-                    protocol: port.protocol,
-                    family: family_of(frontend.addr.ip()),
-                    policy,
-                };
-                sets.entry(key)
-                    .or_default()
-                    .frontends
-                    .insert(frontend, flags);
-            }
-        }
-        for (key, set) in &mut sets {
-            self.fill(key, set);
-        }
+        let slices = self
+            .slices_of
+            .get(name)
+            .into_iter()
+            .flatten()
+            .filter_map(|name| self.slices.get(name));
+        let here = Here {
+            node: &self.node,
+            zone: self.zone.as_deref(),
+        };
+        let mut sets = wanted::sets(name, service, slices, &self.node_addresses, here);
+        let algorithm = service.algorithm.unwrap_or(self.algorithm);
+        sets.values_mut().for_each(|set| set.algorithm = algorithm);
         sets
     }
 
-    /// ClusterIPs take the internal traffic policy, node ports the external one; the families of the node ports are
-    /// those of the ClusterIPs.
-    fn frontends<'a>(
-        &'a self,
-        service: &'a Service,
-        port: &'a ServicePort,
-    ) -> impl Iterator<Item = (FrontendAddr, u32, TrafficPolicy)> + 'a {
-        let at = move |ip: IpAddr, number: u16| FrontendAddr {
-            addr: SocketAddr::new(ip, number),
-            protocol: port.protocol.number(),
-        };
-        let cluster = service
-            .cluster_ips
+    fn change_addresses(&mut self, mut addresses: Vec<IpAddr>) -> bool {
+        addresses.sort();
+        addresses.dedup();
+        if self.node_addresses == addresses {
+            return false;
+        }
+        self.node_addresses = addresses;
+        let with_node_port =
+            |service: &Service| service.ports.iter().any(|port| port.node_port.is_some());
+        let affected = self
+            .services
             .iter()
-            .map(move |ip| (at(*ip, port.port), 0, service.internal_policy));
-        let families: BTreeSet<Family> = service
-            .cluster_ips
-            .iter()
-            .map(|ip| family_of(*ip))
-            .collect();
-        let node = port.node_port.into_iter().flat_map(move |number| {
-            let families = families.clone();
-            let addresses = self
-                .node_addresses
-                .iter()
-                .filter(move |ip| families.contains(&family_of(**ip)));
-            addresses.map(move |ip| {
-                (
-                    at(*ip, number),
-                    frontend_flag::EXTERNAL,
-                    service.external_policy,
-                )
-            })
-        });
-        cluster.chain(node)
+            .filter(|(_, service)| with_node_port(service))
+            .map(|(name, _)| name.clone());
+        self.dirty.services.extend(affected);
+        true
     }
 
-    fn fill(&self, key: &SetKey, set: &mut WantedSet) {
-        let mut addresses = Vec::new();
-        let mut endpoints: Vec<SliceEndpoint> = Vec::new();
-        for slice in self
-            .slices_of
-            .get(&key.service)
-            .into_iter()
-            .flatten()
-            .filter_map(|name| self.slices.get(name))
-        {
-            let ports = slice
-                .ports
-                .iter()
-                .filter(|port| port.name == key.port && port.protocol == key.protocol);
-            for port in ports {
-                for endpoint in slice
-                    .endpoints
-                    .iter()
-                    .filter(|e| family_of(e.addr) == key.family)
-                {
-                    addresses.push(SocketAddr::new(endpoint.addr, port.port));
-                    endpoints.push(endpoint.clone());
+    fn change_zone(&mut self, zone: Option<String>) -> bool {
+        if self.zone == zone {
+            return false;
+        }
+        self.zone = zone;
+        let hinted = |slice: &&EndpointSlice| {
+            let mut endpoints = slice.endpoints.iter();
+            endpoints.any(|endpoint| !endpoint.zone_hints.is_empty())
+        };
+        let affected = self.slices.values().filter(hinted);
+        self.dirty
+            .services
+            .extend(affected.map(|slice| slice.service.clone()));
+        true
+    }
+
+    fn change_service(&mut self, name: ObjectName, service: Option<Service>) -> bool {
+        let after: BTreeMap<IpAddr, u32> = service.iter().flat_map(addresses).collect();
+        let before = self.services.get(&name);
+        let before: BTreeMap<IpAddr, u32> = before.into_iter().flat_map(addresses).collect();
+        if !replace(&mut self.services, name.clone(), service) {
+            return false;
+        }
+        for ip in before.keys().filter(|ip| !after.contains_key(ip)) {
+            if let Some(owners) = self.service_ips.get_mut(ip) {
+                owners.remove(&name);
+                if owners.is_empty() {
+                    self.service_ips.remove(ip);
                 }
             }
+            self.dirty.endpoints.insert(*ip);
         }
-        let selection = select(&endpoints, key.policy, &self.node);
-        set.chosen = selection
-            .chosen
-            .into_iter()
-            .map(|index| addresses[index])
-            .collect();
-        set.draining = selection
-            .draining
-            .into_iter()
-            .map(|index| addresses[index])
-            .collect();
+        for (ip, flags) in after {
+            if before.get(&ip) != Some(&flags) {
+                let owners = self.service_ips.entry(ip).or_default();
+                owners.insert(name.clone(), flags);
+                self.dirty.endpoints.insert(ip);
+            }
+        }
+        self.dirty.services.insert(name);
+        true
     }
 
     fn change_slice(&mut self, name: ObjectName, slice: Option<EndpointSlice>) -> bool {
@@ -309,6 +258,14 @@ impl Desired {
         }
         true
     }
+}
+
+/// The addresses at which nothing is but the Service. An external IP may be a machine's own.
+fn addresses(service: &Service) -> impl Iterator<Item = (IpAddr, u32)> {
+    let vips = service.load_balancer_ips.iter();
+    let vips = vips.map(|ip| (*ip, endpoint_flag::VIP));
+    let cluster_ips = service.cluster_ips.iter();
+    vips.chain(cluster_ips.map(|ip| (*ip, endpoint_flag::CLUSTER_IP)))
 }
 
 fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> bool {

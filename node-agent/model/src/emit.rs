@@ -6,12 +6,13 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ebpf_abi::{
-    Addr4, Addr6, Backend, Family, Frontend, FrontendKey, Peer, Route, RouteKey, Service,
+    Addr4, Addr6, Backend, Family, Frontend, FrontendKey, Peer, RangeKey, Route, RouteKey,
     ServiceName, backend_state, maps, name_policy, peer_mode,
 };
 use ipnetwork::IpNetwork;
 
-use crate::desired::FrontendAddr;
+use crate::applied::PlacedSet;
+use crate::wanted::FrontendAddr;
 use crate::{
     Applied, Desired, FamilyOp, MapFamily, MapOp, ObjectName, Plan, Refusal, TrafficPolicy,
 };
@@ -26,8 +27,10 @@ enum Phase {
     Slots,
     ServiceNamePut,
     ServicePut,
+    RangePut,
     FrontendPut,
     FrontendDelete,
+    RangeDelete,
     ServiceDelete,
     ServiceNameDelete,
     BackendRetire,
@@ -78,6 +81,10 @@ pub(crate) fn emit(desired: &mut Desired, applied: &mut Applied, plan: &mut Plan
         service_ops(applied, id, &mut ops);
         service_name_ops(applied, id, &mut ops);
     }
+    for (id, range) in touched.ranges {
+        range_ops::<Addr4>(applied, id, range, &mut ops);
+        range_ops::<Addr6>(applied, id, range, &mut ops);
+    }
     for frontend in touched.frontends {
         frontend_ops::<Addr4>(applied, frontend, &mut ops);
         frontend_ops::<Addr6>(applied, frontend, &mut ops);
@@ -100,6 +107,12 @@ pub(crate) fn frontend_key<A: MapFamily>(frontend: &FrontendAddr) -> Option<Fron
     })
 }
 
+/// `None` if the range is of the other family.
+pub(crate) fn range_key<A: MapFamily>(id: u32, range: IpNetwork) -> Option<RangeKey<A>> {
+    let addr = A::from_ip(range.network())?;
+    Some(RangeKey::new(id, addr, range.prefix().into()))
+}
+
 /// `None` if the prefix is of the other family.
 pub(crate) fn route_key<A: MapFamily>(prefix: IpNetwork) -> Option<RouteKey<A>> {
     Some(RouteKey {
@@ -115,6 +128,10 @@ impl Applied {
         self.touched.frontends.extend(self.frontends.keys());
         self.touched.services.extend(self.set_of_id.keys());
         self.touched.services.extend(self.held.services.keys());
+        for set in self.sets.values().flat_map(|sets| sets.values()) {
+            let ranges = set.ranges.iter().map(|range| (set.id, *range));
+            self.touched.ranges.extend(ranges);
+        }
         self.touched.services.extend(self.held.service_names.keys());
         self.touched.routes.extend(self.routes.keys());
         self.touched.peers.extend(self.peer_of_id.keys());
@@ -134,6 +151,13 @@ impl Applied {
         self.touched
             .endpoints
             .extend(half.endpoints.keys().map(|addr| addr.to_ip()));
+        self.touched
+            .ranges
+            .extend(half.ranges.iter().filter_map(|key| {
+                let len = u8::try_from(key.prefix_len.checked_sub(32)?).ok()?;
+                let range = IpNetwork::new(key.addr.to_ip(), len).ok()?;
+                Some((u32::from_be(key.service_id_be), range))
+            }));
         self.touched
             .routes
             .extend(half.routes.keys().filter_map(|key| {
@@ -225,7 +249,7 @@ fn endpoint_ops<A: MapFamily>(
     let Some(addr) = A::from_ip(ip) else {
         return true;
     };
-    let wanted = desired.endpoints.get(&ip).copied();
+    let wanted = desired.endpoint(&ip);
     let held = A::half(&applied.held).endpoints.get(&addr).copied();
     if wanted == held {
         return true;
@@ -301,20 +325,16 @@ fn service_ops(applied: &Applied, id: u32, ops: &mut Phased) {
         .get(&id)
         .and_then(|key| applied.sets.get(&key.service)?.get(key));
     let held = applied.held.services.get(&id).copied();
-    let wanted = placed.map(|set| Service {
-        slot_base: set.range.base,
-        slot_count: set.range.len,
-        ..Service::default()
-    });
+    let wanted = placed.map(PlacedSet::service);
     if let Some(set) = placed {
         let slots = set.range.base..set.range.base + set.range.len;
         let same = slots
-            .zip(&set.backend_ids)
+            .zip(&set.turns.slots)
             .all(|(slot, id)| applied.held.slots.get(&slot) == Some(id));
         if !same {
             let op = MapOp::Slots {
                 base: set.range.base,
-                backend_ids: set.backend_ids.clone(),
+                backend_ids: set.turns.slots.clone(),
             };
             ops.push((Phase::Slots, op));
         }
@@ -332,6 +352,25 @@ fn service_ops(applied: &Applied, id: u32, ops: &mut Phased) {
                 service: wanted,
             },
         ));
+    }
+}
+
+fn range_ops<A: MapFamily>(applied: &Applied, id: u32, range: IpNetwork, ops: &mut Phased) {
+    let Some(key) = range_key::<A>(id, range) else {
+        return;
+    };
+    let placed = applied
+        .set_of_id
+        .get(&id)
+        .and_then(|key| applied.sets.get(&key.service)?.get(key));
+    let admitted = placed.is_some_and(|set| set.ranges.contains(&range));
+    if admitted != A::half(&applied.held).ranges.contains(&key) {
+        let phase = if admitted {
+            Phase::RangePut
+        } else {
+            Phase::RangeDelete
+        };
+        ops.push((phase, A::op(FamilyOp::Range { key, admitted })));
     }
 }
 
@@ -370,9 +409,10 @@ fn frontend_ops<A: MapFamily>(applied: &Applied, frontend: FrontendAddr, ops: &m
         .get(&frontend)
         .and_then(|claims| claims.first_key_value());
     let wanted = first.and_then(|(owner, flags)| {
-        let set = applied.sets.get(&owner.service)?.get(owner)?;
+        let sets = applied.sets.get(&owner.service)?;
         Some(Frontend {
-            service_id: set.id,
+            service_id: sets.get(owner)?.id,
+            inside_id: sets.get(&owner.inside(*flags))?.id,
             flags: *flags,
         })
     });

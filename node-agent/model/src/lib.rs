@@ -18,15 +18,19 @@ mod plan;
 mod ranges;
 mod select;
 mod tree;
+mod turns;
+mod wanted;
+mod weights;
 
 pub use address::MapFamily;
 pub use applied::Applied;
 pub use capacity::Capacity;
 pub use desired::Desired;
 pub use object::{
-    Change, ChangeId, EndpointSlice, HealthCheck, Node, ObjectName, PeerRoutes, Protocol, Service,
-    ServicePort, SliceEndpoint, SlicePort, TrafficPolicy,
+    Algorithm, BadShares, Change, ChangeId, EndpointSlice, HealthCheck, Node, ObjectName,
+    PeerRoutes, PodShare, Protocol, Service, ServicePort, SliceEndpoint, SlicePort, TrafficPolicy,
+    UnknownAlgorithm,
 };
 pub use ops::{FamilyOp, MapOp, MapSink, SinkError, Snapshot, SnapshotFamily};
 pub use plan::{Plan, QUARANTINE, Refusal, plan};
-pub use select::{Selection, select};
+pub use select::{Here, Selection, select};

@@ -1,10 +1,10 @@
 //! What the reconciler may ask of the maps, and what they hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ebpf_abi::{
-    Addr4, Addr6, Backend, Config, Endpoint, Frontend, FrontendKey, Peer, Route, RouteKey, Service,
-    ServiceName,
+    Addr4, Addr6, Backend, Config, Endpoint, Frontend, FrontendKey, Peer, RangeKey, Route,
+    RouteKey, Service, ServiceName,
 };
 
 /// One write to one map. A plan is a list of them in the order in which they must become visible: backends, slots,
@@ -41,6 +41,11 @@ pub enum FamilyOp<A> {
         key: FrontendKey<A>,
         frontend: Option<Frontend>,
     },
+    /// A source prefix that a service admits, or no longer does.
+    Range {
+        key: RangeKey<A>,
+        admitted: bool,
+    },
     /// `state: FREE` frees the id, its epoch stays.
     Backend {
         id: u32,
@@ -73,6 +78,7 @@ pub struct Snapshot {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct SnapshotFamily<A: Ord> {
     pub frontends: BTreeMap<FrontendKey<A>, Frontend>,
+    pub ranges: BTreeSet<RangeKey<A>>,
     pub backends: BTreeMap<u32, Backend<A>>,
     pub endpoints: BTreeMap<A, Endpoint>,
     pub routes: BTreeMap<RouteKey<A>, Route>,
@@ -82,6 +88,7 @@ impl<A: Ord> Default for SnapshotFamily<A> {
     fn default() -> Self {
         Self {
             frontends: BTreeMap::new(),
+            ranges: BTreeSet::new(),
             backends: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             routes: BTreeMap::new(),

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use ebpf_abi::Family;
+use ebpf_abi::{Family, Frontend};
 use ipnetwork::IpNetwork;
 
-use crate::address::{PerFamily, family_of};
+use crate::address::{PerFamily, family_of, network_of};
 use crate::applied::{PlacedPeer, PlacedSet};
 use crate::backends::Usage;
-use crate::desired::{FrontendAddr, SetKey, WantedSet};
+use crate::turns::{self, Member, Turns, turns};
+use crate::wanted::{FrontendAddr, SetKey, WantedSet};
 use crate::{Applied, Desired, MapFamily, MapOp, ObjectName, PeerRoutes, emit};
 
 /// How long a withdrawn id or range rests before it is given again. A program that read it holds it for microseconds.
@@ -121,10 +122,14 @@ impl Applied {
         want: &WantedSet,
         now: Duration,
     ) -> Option<PlacedSet> {
-        let found = want.frontends.keys().find_map(|frontend| {
-            let id = self.held_service(frontend)?;
-            self.restored.services.remove(&id).map(|range| (id, range))
-        });
+        let own = want.frontends.keys();
+        let own = own.filter_map(|frontend| Some(self.held_frontend(frontend)?.service_id));
+        let inside = want.inside_of.iter();
+        let inside = inside.filter_map(|frontend| Some(self.held_frontend(frontend)?.inside_id));
+        let restored = &self.restored.services;
+        let id = own.chain(inside).find(|id| restored.contains_key(id));
+        let found = id.and_then(|id| self.restored.services.remove_entry(&id));
+        self.touched.frontends.extend(&want.inside_of);
         let set = match found {
             None => PlacedSet {
                 id: self.service_ids.allocate(now)?,
@@ -132,18 +137,22 @@ impl Applied {
             },
             Some((id, range)) => {
                 let in_range = range.base..range.base + range.len;
-                let backend_ids: Vec<u32> = in_range
+                let slots: Vec<u32> = in_range
                     .map(|slot| self.held.slots.get(&slot).copied().unwrap_or(0))
                     .collect();
                 let table = self.backends.get_mut(key.family);
-                // An unknown id makes the list differ from any wanted one: the slots are written anew.
-                let backend_ids = backend_ids
+                // An unknown id makes the slots differ from any wanted ones: they are written anew.
+                let distinct: BTreeSet<u32> = slots.iter().copied().collect();
+                let backend_ids = distinct
                     .into_iter()
                     .filter(|id| table.acquire_id(*id, Usage::Chosen))
                     .collect();
+                let held = self.held.services.get(&id).copied().unwrap_or_default();
+                let members = held.slot_base.saturating_sub(range.base).min(range.len);
                 PlacedSet {
                     id,
                     range,
+                    turns: Turns { slots, members },
                     backend_ids,
                     ..PlacedSet::default()
                 }
@@ -163,11 +172,9 @@ impl Applied {
     ) -> Result<(), &'static str> {
         self.check_room(key, set, want, now)?;
         let table = self.backends.get_mut(key.family);
-        let chosen: Vec<u32> = want
-            .chosen
-            .iter()
-            .filter_map(|addr| table.acquire(*addr, now))
-            .collect();
+        let members: Vec<Member> = want
+            .members(|addr| table.acquire(*addr, now))
+            .unwrap_or_default();
         // A backend that never was used has nothing to drain: it gets no id for that.
         let draining: BTreeSet<u32> = want
             .draining
@@ -184,15 +191,28 @@ impl Applied {
         set.backend_ids
             .iter()
             .for_each(|id| table.release(*id, Usage::Chosen, now));
-        if chosen != set.backend_ids || set.range.len as usize != chosen.len() {
+        let flags = want.service_flags();
+        if (set.flags, set.affinity_seconds) != (flags, want.affinity_seconds) {
+            (set.flags, set.affinity_seconds) = (flags, want.affinity_seconds);
+            self.touched.services.insert(set.id);
+        }
+        let ranges = std::mem::replace(&mut set.ranges, want.ranges.clone());
+        let changed = ranges.symmetric_difference(&set.ranges);
+        self.touched
+            .ranges
+            .extend(changed.map(|range| (set.id, *range)));
+        let turns = turns(want.algorithm, &members, want.affinity_seconds > 0);
+        if turns != set.turns || set.range.len as usize != turns.slots.len() {
             self.slot_ranges.release(set.range, now);
             set.range = self
                 .slot_ranges
-                .allocate(length(&chosen), now)
+                .allocate(length(&turns.slots), now)
                 .unwrap_or_default();
-            set.backend_ids = chosen;
+            set.turns = turns;
             self.touched.services.insert(set.id);
         }
+        set.backend_ids = members.iter().map(|member| member.id).collect();
+        set.backend_ids.sort_unstable();
         self.claim_frontends(key, set, &want.frontends);
         Ok(())
     }
@@ -207,17 +227,17 @@ impl Applied {
     ) -> Result<(), &'static str> {
         use ebpf_abi::maps;
         let by_family = |v4, v6| if key.family == Family::V4 { v4 } else { v6 };
-        if !self.table(key.family).fits(want.chosen.iter(), now) {
+        if !self.table(key.family).fits(want.chosen.keys(), now) {
             return Err(by_family(maps::BACKEND4, maps::BACKEND6));
         }
-        let same = want.chosen.len() == set.backend_ids.len() && {
-            let table = self.backends.get(key.family);
-            want.chosen
-                .iter()
-                .zip(&set.backend_ids)
-                .all(|(addr, id)| table.id_of(addr) == Some(*id))
-        };
-        let len = u32::try_from(want.chosen.len()).unwrap_or(u32::MAX);
+        let table = self.backends.get(key.family);
+        let weights: Vec<u32> = want.chosen.values().copied().collect();
+        let sticky = want.affinity_seconds > 0;
+        let len = turns::count(want.algorithm, &weights, sticky);
+        let known = want.members(|addr| table.id_of(addr));
+        let same = set.range.len as usize == len
+            && known.is_some_and(|known| turns(want.algorithm, &known, sticky) == set.turns);
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
         if !same && !self.slot_ranges.fits(len, now) {
             return Err(maps::SLOT);
         }
@@ -230,6 +250,16 @@ impl Applied {
         if new > 0 && taken + new > self.capacity.frontends(key.family) {
             return Err(by_family(maps::FRONTEND4, maps::FRONTEND6));
         }
+        let new = want.ranges.difference(&set.ranges);
+        let new = new
+            .filter(|range| !self.holds_range(set.id, **range))
+            .count();
+        let incoming = &mut self.incoming.get_mut(key.family).ranges;
+        let taken = self.held.range_count(key.family) + *incoming;
+        if new > 0 && taken + new > self.capacity.ranges(key.family) {
+            return Err(by_family(maps::RANGE4, maps::RANGE6));
+        }
+        *incoming += new;
         Ok(())
     }
 
@@ -266,7 +296,7 @@ impl Applied {
     }
 
     fn is_new_frontend(&self, frontend: &FrontendAddr) -> bool {
-        !self.frontends.contains_key(frontend) && self.held_service(frontend).is_none()
+        !self.frontends.contains_key(frontend) && self.held_frontend(frontend).is_none()
     }
 
     fn unclaim(&mut self, key: &SetKey, frontend: FrontendAddr) {
@@ -290,6 +320,9 @@ impl Applied {
         set.draining
             .iter()
             .for_each(|id| table.release(*id, Usage::Draining, now));
+        self.touched
+            .ranges
+            .extend(set.ranges.iter().map(|range| (set.id, *range)));
         self.slot_ranges.release(set.range, now);
         self.service_ids.release(set.id, now);
         self.set_of_id.remove(&set.id);
@@ -393,13 +426,18 @@ impl Applied {
         self.table(Family::V6).sweep(now);
     }
 
-    fn held_service(&self, frontend: &FrontendAddr) -> Option<u32> {
-        fn find<A: MapFamily>(applied: &Applied, frontend: &FrontendAddr) -> Option<u32> {
+    fn holds_range(&self, id: u32, range: IpNetwork) -> bool {
+        fn find<A: MapFamily>(applied: &Applied, id: u32, range: IpNetwork) -> bool {
+            emit::range_key::<A>(id, range)
+                .is_some_and(|key| A::half(&applied.held).ranges.contains(&key))
+        }
+        find::<ebpf_abi::Addr4>(self, id, range) || find::<ebpf_abi::Addr6>(self, id, range)
+    }
+
+    fn held_frontend(&self, frontend: &FrontendAddr) -> Option<Frontend> {
+        fn find<A: MapFamily>(applied: &Applied, frontend: &FrontendAddr) -> Option<Frontend> {
             let key = emit::frontend_key::<A>(frontend)?;
-            A::half(&applied.held)
-                .frontends
-                .get(&key)
-                .map(|held| held.service_id)
+            A::half(&applied.held).frontends.get(&key).copied()
         }
         find::<ebpf_abi::Addr4>(self, frontend).or_else(|| find::<ebpf_abi::Addr6>(self, frontend))
     }
@@ -418,9 +456,4 @@ impl Applied {
 
 fn length(ids: &[u32]) -> u32 {
     u32::try_from(ids.len()).unwrap_or(u32::MAX)
-}
-
-/// With the host bits cleared.
-fn network_of(prefix: &IpNetwork) -> IpNetwork {
-    IpNetwork::new(prefix.network(), prefix.prefix()).unwrap_or(*prefix)
 }

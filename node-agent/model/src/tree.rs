@@ -34,6 +34,13 @@ impl Snapshot {
         }
     }
 
+    pub(crate) fn range_count(&self, family: Family) -> usize {
+        match family {
+            Family::V4 => self.v4.ranges.len(),
+            Family::V6 => self.v6.ranges.len(),
+        }
+    }
+
     pub(crate) fn route_count(&self, family: Family) -> usize {
         match family {
             Family::V4 => self.v4.routes.len(),
@@ -46,6 +53,7 @@ impl Snapshot {
         fn idle<A: MapFamily>(snapshot: &Snapshot) -> bool {
             let half = A::half(snapshot);
             half.frontends.is_empty()
+                && half.ranges.is_empty()
                 && half.endpoints.is_empty()
                 && half.routes.is_empty()
                 && half
@@ -76,6 +84,13 @@ fn apply_family<A: MapFamily>(snapshot: &mut Snapshot, op: &FamilyOp<A>) {
     let half = A::half_mut(snapshot);
     match op {
         FamilyOp::Frontend { key, frontend } => put(&mut half.frontends, *key, *frontend),
+        FamilyOp::Range { key, admitted } => {
+            if *admitted {
+                half.ranges.insert(*key);
+            } else {
+                half.ranges.remove(key);
+            }
+        }
         FamilyOp::Backend { id, backend } => put(&mut half.backends, *id, Some(*backend)),
         FamilyOp::Endpoint { addr, endpoint } => put(&mut half.endpoints, *addr, *endpoint),
         FamilyOp::Route { key, route } => put(&mut half.routes, *key, *route),

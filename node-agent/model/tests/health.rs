@@ -24,11 +24,11 @@ fn service(port: Option<u16>) -> Change {
 /// Endpoints as `(address, node, ready)`.
 fn slice(slice: &str, endpoints: &[(&str, &str, bool)]) -> Change {
     let endpoint = |&(addr, node, ready): &(&str, &str, bool)| SliceEndpoint {
-        addr: addr.parse().unwrap(),
         ready,
         serving: true,
         terminating: !ready,
         node: Some(node.to_owned()),
+        ..SliceEndpoint::at(addr.parse().unwrap())
     };
     let slice_name = ObjectName::new("shop", slice);
     let slice = EndpointSlice {

@@ -48,7 +48,17 @@ impl FromStr for VtepMac {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic_and_every_address_is_read_back(text in ".{0,20}", bytes in any::<[u8; 6]>()) {
+            let _ = text.parse::<VtepMac>();
+            prop_assert_eq!(VtepMac(bytes).to_string().parse(), Ok(VtepMac(bytes)));
+        }
+    }
 
     #[test]
     fn a_random_address_is_local_and_unicast() {

@@ -106,13 +106,15 @@ impl Metrics {
 }
 
 /// The maps that the reconciler owns.
-const RECONCILED: [&str; 13] = [
+const RECONCILED: [&str; 15] = [
     maps::CONFIG,
     maps::FRONTEND4,
     maps::FRONTEND6,
     maps::SERVICE,
     maps::SERVICE_NAME,
     maps::SLOT,
+    maps::RANGE4,
+    maps::RANGE6,
     maps::BACKEND4,
     maps::BACKEND6,
     maps::ENDPOINT4,
@@ -128,6 +130,7 @@ fn map_of(op: &MapOp) -> &'static str {
             op,
             [
                 maps::FRONTEND4,
+                maps::RANGE4,
                 maps::BACKEND4,
                 maps::ENDPOINT4,
                 maps::ROUTE4,
@@ -137,6 +140,7 @@ fn map_of(op: &MapOp) -> &'static str {
             op,
             [
                 maps::FRONTEND6,
+                maps::RANGE6,
                 maps::BACKEND6,
                 maps::ENDPOINT6,
                 maps::ROUTE6,
@@ -152,10 +156,11 @@ fn map_of(op: &MapOp) -> &'static str {
 
 fn family_map<A>(
     op: &FamilyOp<A>,
-    [frontend, backend, endpoint, route]: [&'static str; 4],
+    [frontend, range, backend, endpoint, route]: [&'static str; 5],
 ) -> &'static str {
     match op {
         FamilyOp::Frontend { .. } => frontend,
+        FamilyOp::Range { .. } => range,
         FamilyOp::Backend { .. } => backend,
         FamilyOp::Endpoint { .. } => endpoint,
         FamilyOp::Route { .. } => route,

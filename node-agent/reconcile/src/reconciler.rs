@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use node_agent_model::{Applied, Capacity, Change, Desired, MapSink, QUARANTINE, SinkError, plan};
+use node_agent_model::{
+    Algorithm, Applied, Capacity, Change, Desired, MapSink, QUARANTINE, SinkError, plan,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, error, info, warn};
@@ -19,6 +21,8 @@ pub struct Options {
     /// This node's name.
     pub node_name: String,
     pub capacity: Capacity,
+    /// What Services get that name no algorithm.
+    pub algorithm: Algorithm,
     /// Must have listed everything once before anything is written.
     pub sources: BTreeSet<&'static str>,
     /// How long changes are collected before they are planned together.
@@ -36,6 +40,7 @@ impl Options {
         Self {
             node_name: node_name.into(),
             capacity: Capacity::default(),
+            algorithm: Algorithm::default(),
             sources: sources.into_iter().collect(),
             coalesce: Duration::from_millis(3),
             compare_every: Duration::from_secs(300),
@@ -98,7 +103,7 @@ impl<S: MapSink + Send + 'static> Reconciler<S> {
         let (health_checks, health_checks_reader) = watch::channel(HealthChecks::new());
         let now = Instant::now();
         let state = State {
-            desired: Desired::new(options.node_name.clone()),
+            desired: Desired::new(options.node_name.clone()).with_algorithm(options.algorithm),
             applied,
             sink,
             started: now,
@@ -376,6 +381,7 @@ fn kind_of(change: &Change) -> &'static str {
         Change::Service(..) => "service",
         Change::EndpointSlice(..) => "endpointslice",
         Change::NodeAddresses(_) => "node addresses",
+        Change::Zone(_) => "zone",
         Change::Endpoint(..) => "endpoint",
         Change::Peer(..) => "peer",
         Change::Config(_) => "config",

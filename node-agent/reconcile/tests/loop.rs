@@ -101,13 +101,7 @@ async fn web(handle: &Handle, backends: &[&str]) {
         )
         .await
         .unwrap();
-    let endpoint = |addr: &&str| SliceEndpoint {
-        addr: addr.parse().unwrap(),
-        ready: true,
-        serving: true,
-        terminating: false,
-        node: None,
-    };
+    let endpoint = |addr: &&str| SliceEndpoint::at(addr.parse().unwrap());
     let slice = EndpointSlice {
         service: name.clone(),
         ports: vec![SlicePort {
@@ -174,7 +168,7 @@ async fn a_restart_in_an_unchanged_world_writes_nothing_and_the_metric_says_so()
     let values = text
         .lines()
         .filter(|line| line.starts_with("fairlead_map_operations_total"));
-    assert_eq!(values.clone().count(), 13);
+    assert_eq!(values.clone().count(), 15);
     assert!(values.clone().all(|line| line.ends_with(" 0")), "{text}");
 }
 
@@ -280,7 +274,7 @@ async fn an_endpoint_that_does_not_fit_is_an_error_to_who_waits_for_it() {
         refused,
         ApplyError::Refused {
             object: "10.244.1.3".to_owned(),
-            map: "endpoint4_v1"
+            map: ebpf_abi::maps::ENDPOINT4
         }
     );
     assert_eq!(maps.state().maps.v4.endpoints.len(), 1);
@@ -302,8 +296,8 @@ async fn changes_that_come_together_are_planned_together() {
         web(&handle, &[&format!("10.244.1.{last}")]).await;
     }
     handle.flush().await.unwrap();
-    // Only the last set was written: a backend, a slot, a service, a frontend.
-    assert_eq!(maps.state().applied, 5);
+    // Only the last set was written: its address, a backend, a slot, a service and its name, a frontend.
+    assert_eq!(maps.state().applied, 6);
 }
 
 #[tokio::test]
@@ -320,13 +314,7 @@ async fn changes_are_counted_under_kube_proxys_names_and_timed_from_their_trigge
         let slice = EndpointSlice {
             service: ObjectName::new("default", "web"),
             ports: Vec::new(),
-            endpoints: vec![SliceEndpoint {
-                addr: addr.parse().unwrap(),
-                ready: true,
-                serving: true,
-                terminating: false,
-                node: None,
-            }],
+            endpoints: vec![SliceEndpoint::at(addr.parse().unwrap())],
         };
         let id = ChangeId {
             triggered_at,

@@ -1,15 +1,15 @@
 //! What the dataplane needs of each kind of object.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use k8s_openapi::api::core::v1::{Node, Service, ServiceSpec};
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use node_agent_model::{
-    Change, ObjectName, Protocol, ServicePort, SliceEndpoint, SlicePort, TrafficPolicy,
-};
+use node_agent_model::{Change, ObjectName, Protocol, SliceEndpoint, SlicePort};
 use tracing::warn;
+
+use crate::service;
 
 /// What became of an object. `None` in it: the object is gone, or is none of the dataplane's business.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,16 +31,20 @@ pub trait Kind:
     fn removed(name: ObjectName) -> Reflected;
 }
 
-/// Another proxy serves the Service. <https://kubernetes.io/docs/reference/labels-annotations-taints/#servicekubernetesioservice-proxy-name>
-const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-const HEADLESS: &str = "service.kubernetes.io/headless";
+/// Another proxy serves the Service, or nobody needs one.
+/// <https://kubernetes.io/docs/reference/labels-annotations-taints/#servicekubernetesioservice-proxy-name>
+const NOT_OURS: [&str; 2] = [
+    "service.kubernetes.io/service-proxy-name",
+    "service.kubernetes.io/headless",
+];
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// The cluster autoscaler is about to remove the node.
 const AUTOSCALER_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 impl Kind for Service {
     fn reflect(&self, name: ObjectName) -> Reflected {
-        Reflected::Change(Change::Service(name.clone(), service(self, &name)))
+        Reflected::Change(Change::Service(name.clone(), service::reflect(self, &name)))
     }
 
     fn removed(name: ObjectName) -> Reflected {
@@ -75,55 +79,6 @@ impl Kind for Node {
     }
 }
 
-fn service(service: &Service, name: &ObjectName) -> Option<node_agent_model::Service> {
-    let labels = service.metadata.labels.as_ref();
-    if labels.is_some_and(|labels| labels.contains_key(PROXY_NAME)) {
-        return None;
-    }
-    let spec = service.spec.as_ref()?;
-    if spec.type_.as_deref() == Some("ExternalName") {
-        return None;
-    }
-    let one = spec.cluster_ip.clone().map(|ip| vec![ip]);
-    let texts = spec
-        .cluster_ips
-        .clone()
-        .filter(|ips| !ips.is_empty())
-        .or(one)
-        .unwrap_or_default();
-    let cluster_ips: Vec<IpAddr> = texts.iter().filter_map(|text| text.parse().ok()).collect();
-    if cluster_ips.is_empty() {
-        // "None": headless. Empty: not allocated yet.
-        return None;
-    }
-    let with_node_port = matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"));
-    let ports = spec.ports.iter().flatten().filter_map(|port| {
-        let number = positive(port.port);
-        let Some((protocol, number)) = protocol(port.protocol.as_deref()).zip(number) else {
-            warn!(service = %name, port = port.port, protocol = port.protocol, "port is not served: only TCP and UDP are");
-            return None;
-        };
-        let node_port = port.node_port.and_then(positive).filter(|_| with_node_port);
-        Some(ServicePort { name: port.name.clone().unwrap_or_default(), protocol, port: number, node_port })
-    });
-    Some(node_agent_model::Service {
-        cluster_ips,
-        ports: ports.collect(),
-        internal_policy: policy(spec.internal_traffic_policy.as_deref()),
-        external_policy: policy(spec.external_traffic_policy.as_deref()),
-        health_check_node_port: health_check_node_port(spec),
-    })
-}
-
-/// The API gives one only to what a load balancer may ask for; another value means nothing.
-fn health_check_node_port(spec: &ServiceSpec) -> Option<u16> {
-    let asked = spec.type_.as_deref() == Some("LoadBalancer")
-        && policy(spec.external_traffic_policy.as_deref()) == TrafficPolicy::Local;
-    spec.health_check_node_port
-        .and_then(positive)
-        .filter(|_| asked)
-}
-
 /// Whether the Node is about to go (KEP-3836): then load balancers must stop sending it connections.
 fn is_leaving(node: &Node) -> bool {
     let taints = node
@@ -141,10 +96,7 @@ fn endpoint_slice(
     name: &ObjectName,
 ) -> Option<node_agent_model::EndpointSlice> {
     let labels = slice.metadata.labels.as_ref()?;
-    if labels.contains_key(PROXY_NAME)
-        || labels.contains_key(HEADLESS)
-        || slice.address_type == "FQDN"
-    {
+    if is_not_ours(Some(labels)) || slice.address_type == "FQDN" {
         return None;
     }
     let service = ObjectName::new(&name.namespace, labels.get(SERVICE_NAME)?);
@@ -164,12 +116,30 @@ fn endpoint_slice(
         };
         let conditions = endpoint.conditions.clone().unwrap_or_default();
         let ready = conditions.ready.unwrap_or(true);
+        let hints = endpoint.hints.clone().unwrap_or_default();
         Some(SliceEndpoint {
             addr,
             ready,
             serving: conditions.serving.unwrap_or(ready),
             terminating: conditions.terminating.unwrap_or(false),
             node: endpoint.node_name.clone(),
+            pod: endpoint
+                .target_ref
+                .as_ref()
+                .filter(|target| target.kind.as_deref() == Some("Pod"))
+                .and_then(|target| target.name.clone()),
+            node_hints: hints
+                .for_nodes
+                .into_iter()
+                .flatten()
+                .map(|hint| hint.name)
+                .collect(),
+            zone_hints: hints
+                .for_zones
+                .into_iter()
+                .flatten()
+                .map(|hint| hint.name)
+                .collect(),
         })
     });
     Some(node_agent_model::EndpointSlice {
@@ -182,6 +152,7 @@ fn endpoint_slice(
 fn node(node: &Node, name: &str) -> node_agent_model::Node {
     let leaving = is_leaving(node);
     let spec = node.spec.clone().unwrap_or_default();
+    let labels = node.metadata.labels.as_ref();
     let one = spec.pod_cidr.map(|cidr| vec![cidr]);
     let cidrs = spec
         .pod_cidrs
@@ -208,6 +179,7 @@ fn node(node: &Node, name: &str) -> node_agent_model::Node {
             .filter_map(|address| address.address.parse().ok())
             .collect(),
         pod_cidrs: pod_cidrs.collect(),
+        zone: labels.and_then(|labels| labels.get(ZONE)).cloned(),
         annotations: node.metadata.annotations.clone().unwrap_or_default(),
         created: node
             .metadata
@@ -218,81 +190,28 @@ fn node(node: &Node, name: &str) -> node_agent_model::Node {
     }
 }
 
-fn protocol(text: Option<&str>) -> Option<Protocol> {
+pub(crate) fn is_not_ours(labels: Option<&BTreeMap<String, String>>) -> bool {
+    labels.is_some_and(|labels| NOT_OURS.iter().any(|label| labels.contains_key(*label)))
+}
+
+pub(crate) fn protocol(text: Option<&str>) -> Option<Protocol> {
     match text.unwrap_or("TCP") {
         "TCP" => Some(Protocol::Tcp),
         "UDP" => Some(Protocol::Udp),
+        "SCTP" => Some(Protocol::Sctp),
         _ => None,
     }
 }
 
-fn policy(text: Option<&str>) -> TrafficPolicy {
-    match text {
-        Some("Local") => TrafficPolicy::Local,
-        _ => TrafficPolicy::Cluster,
-    }
-}
-
-fn positive(port: i32) -> Option<u16> {
+pub(crate) fn positive(port: i32) -> Option<u16> {
     u16::try_from(port).ok().filter(|port| *port > 0)
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
-
-    fn reflect_service(spec: Value, labels: Value) -> Option<node_agent_model::Service> {
-        let object: Service = serde_json::from_value(
-            json!({"metadata": {"name": "web", "labels": labels}, "spec": spec}),
-        )
-        .unwrap();
-        match object.reflect(ObjectName::new("default", "web")) {
-            Reflected::Change(Change::Service(_, service)) => service,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn services_that_need_no_proxy_are_skipped() {
-        let spec = json!({"clusterIP": "10.96.0.9", "ports": [{"port": 80}]});
-        assert!(reflect_service(spec.clone(), json!({})).is_some());
-        assert_eq!(reflect_service(spec, json!({PROXY_NAME: "other"})), None);
-        assert_eq!(
-            reflect_service(
-                json!({"clusterIP": "None", "ports": [{"port": 80}]}),
-                json!({})
-            ),
-            None
-        );
-        assert_eq!(
-            reflect_service(
-                json!({"type": "ExternalName", "externalName": "example.org"}),
-                json!({})
-            ),
-            None
-        );
-        assert_eq!(
-            reflect_service(json!({"ports": [{"port": 80}]}), json!({})),
-            None
-        );
-    }
-
-    #[test]
-    fn a_port_that_is_neither_tcp_nor_udp_is_left_out_alone() {
-        let spec = json!({"clusterIP": "10.96.0.9", "ports": [
-            {"name": "a", "port": 80, "protocol": "SCTP"}, {"name": "b", "port": 53, "protocol": "UDP"}]});
-        let service = reflect_service(spec, json!({})).unwrap();
-        assert_eq!(
-            service
-                .ports
-                .iter()
-                .map(|port| port.name.as_str())
-                .collect::<Vec<_>>(),
-            ["b"]
-        );
-    }
 
     #[test]
     fn only_a_load_balancer_with_the_local_policy_has_a_health_check() {

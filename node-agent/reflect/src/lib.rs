@@ -8,8 +8,10 @@
 mod file;
 mod file_rules;
 mod kind;
+mod service;
 mod stream;
 
 pub use file::{FileError, Objects, run_file, with_causes};
 pub use kind::{Kind, Reflected};
+pub use service::{ALGORITHM, SHARES};
 pub use stream::{Message, SOURCES, Source, run};

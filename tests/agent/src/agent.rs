@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
-use tests_testkit::{Bpffs, Cgroup, Machine};
+use tests_testkit::{Bpffs, Cgroup, Machine, Underlay};
 
-use crate::{Plugin, binary, eventually};
+use crate::{Api, Plugin, binary, eventually};
 
 /// A node with its agent; both end when this is dropped, the agent without a farewell.
 #[derive(Debug)]
@@ -61,6 +61,25 @@ impl Agent {
             _cgroup: cgroup,
         };
         agent.again()?;
+        Ok(agent)
+    }
+
+    /// Makes the Node `nNUMBER` with podCIDRs, starts its agent on machine NUMBER and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// When it does not become ready, with what it logged.
+    pub fn node(
+        underlay: &Underlay,
+        api: &Api,
+        number: u8,
+        pod_cidrs: &[&str],
+        more: &[&str],
+    ) -> Result<Self> {
+        let name = format!("n{number}");
+        api.add_node(&name, pod_cidrs, serde_json::json!({}))?;
+        let mut agent = Self::start(&name, underlay.machine(number)?, &api.url(), more)?;
+        agent.wait_ready()?;
         Ok(agent)
     }
 

@@ -1,6 +1,6 @@
 //! An API server on a machine of the underlay.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -18,14 +18,14 @@ use tokio::sync::watch;
 
 /// The machine's number on the underlay.
 const NUMBER: u8 = 250;
+const PORT: u16 = 6443;
 
 /// A running API server over an empty store; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Api {
-    address: SocketAddr,
     /// Its threads live in the machine's network namespace.
     runtime: Option<Runtime>,
-    _machine: Machine,
+    machine: Machine,
     _directory: TempDir,
 }
 
@@ -43,7 +43,8 @@ impl Api {
                 .build()
         })?;
         let store = directory.path().join("store.redb");
-        let address = SocketAddr::from((machine.ipv4, 6443));
+        // Of both families.
+        let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT));
         let serving = async move {
             let store = EmbeddedStore::open(store, embedded::Options::default())?;
             let registry = Registry::open(Arc::new(store), Options::default()).await?;
@@ -59,16 +60,41 @@ impl Api {
         };
         runtime.block_on(runtime.spawn(serving))??;
         Ok(Self {
-            address,
             runtime: Some(runtime),
-            _machine: machine,
+            machine,
             _directory: directory,
         })
     }
 
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}:{PORT}", self.machine.ipv4)
+    }
+
+    /// For nodes without IPv4.
+    #[must_use]
+    pub fn url_v6(&self) -> String {
+        format!("http://[{}]:{PORT}", self.machine.ipv6)
+    }
+
+    /// Where it runs.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Runs `work` on the machine.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`.
+    pub fn run<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let runtime = self.runtime.as_ref().context("it was stopped")?;
+        runtime.block_on(runtime.spawn(work))?
     }
 
     /// Runs `work` with a client of this server.
@@ -79,14 +105,13 @@ impl Api {
     pub fn ask<T, F>(&self, work: impl FnOnce(Client) -> F + Send + 'static) -> Result<T>
     where
         T: Send + 'static,
-        F: Future<Output = Result<T>> + Send,
+        F: Future<Output = Result<T>> + Send + 'static,
     {
         let url = self.url().parse().context("the URL")?;
-        let runtime = self.runtime.as_ref().context("it was stopped")?;
-        runtime.block_on(runtime.spawn(async move {
+        self.run(async move {
             let client = Client::try_from(Config::new(url))?;
             work(client).await
-        }))?
+        })
     }
 
     /// Makes a Node as another kubelet would have.

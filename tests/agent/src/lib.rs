@@ -4,7 +4,9 @@
 
 mod agent;
 mod api;
+mod etcd;
 mod plugin;
+mod pod;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,7 +16,9 @@ use anyhow::{Context, Result, ensure};
 
 pub use agent::Agent;
 pub use api::Api;
+pub use etcd::Etcd;
 pub use plugin::{Plugin, reference};
+pub use pod::Pod;
 
 /// Far longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -33,6 +37,16 @@ pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Result<T>) -> Result<T
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
     }
+}
+
+/// Whether tests cannot run here, which is then printed.
+#[must_use]
+pub fn without_root() -> bool {
+    let missing = !tests_testkit::is_root();
+    if missing {
+        tests_testkit::skip("making network namespaces needs root");
+    }
+    missing
 }
 
 /// A binary of this workspace, freshly built.

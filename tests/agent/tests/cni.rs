@@ -2,15 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use tests_agent::{Agent, Api, Plugin, eventually, reference};
-use tests_testkit::{NetNs, Underlay, is_root, skip};
+use tests_agent::{Agent, Api, Plugin, Pod, eventually, reference, without_root};
+use tests_testkit::{NetNs, Underlay, skip};
 
 /// A node with room for a thousand pods, and its API server.
 struct Node {
@@ -23,9 +22,8 @@ impl Node {
     fn start() -> Result<Self> {
         let underlay = Underlay::new(1500)?;
         let api = Api::start(&underlay)?;
-        api.add_node("n1", &["10.244.0.0/20", "fd00:10:244::/64"], json!({}))?;
-        let mut agent = Agent::start("n1", underlay.machine(1)?, &api.url(), &[])?;
-        agent.wait_ready()?;
+        let cidrs = ["10.244.0.0/20", "fd00:10:244::/64"];
+        let agent = Agent::node(&underlay, &api, 1, &cidrs, &[])?;
         Ok(Self {
             agent,
             _api: api,
@@ -95,14 +93,6 @@ fn names(directory: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-fn without_root() -> bool {
-    let missing = !is_root();
-    if missing {
-        skip("making network namespaces needs root");
-    }
-    missing
-}
-
 /// What must be equal: names of interfaces on the host, their MACs and paths are each plugin's own.
 fn comparable(mut result: Value) -> Value {
     for interface in result["interfaces"].as_array_mut().unwrap() {
@@ -163,7 +153,7 @@ fn the_reference_plugins_give_the_same_results_for_the_same_input() {
     };
     let ours = node.plugin();
     for (number, version) in ["0.3.1", "0.4.0", "1.0.0"].into_iter().enumerate() {
-        let data = tempfile_dir();
+        let data = tempfile::tempdir().unwrap();
         let dns = json!({"nameservers": ["10.96.0.10"], "search": ["svc.cluster.local"]});
         let more = json!({"dns": dns, "mtu": 1400, "ipam": {"type": "host-local", "dataDir": data.path(),
             "ranges": [[{"subnet": "10.244.0.0/20"}], [{"subnet": "fd00:10:244::/64"}]],
@@ -279,47 +269,29 @@ fn same_errors(ptp: &Plugin<'_>, ours: &Plugin<'_>) {
     }
 }
 
-fn tempfile_dir() -> tempfile::TempDir {
-    tempfile::tempdir().unwrap()
-}
-
 #[test]
 fn attached_pods_reach_each_other_and_the_node_after_a_killed_agent_too() {
     if without_root() {
         return;
     }
     let mut node = Node::start().unwrap();
-    let conf = node.plugin().conf(
-        "1.1.0",
-        &json!({"sysctl": {"net.ipv4.conf.IFNAME.arp_ignore": "2"}}),
-    );
-    let pods: Vec<(NetNs, Vec<IpAddr>)> = (0..2)
+    let conf = node.plugin().conf("1.1.0", &json!({}));
+    let sysctl = json!({"sysctl": {"net.ipv4.conf.IFNAME.arp_ignore": "2"}});
+    let pods: Vec<Pod> = (0..2)
         .map(|number| {
-            let netns = NetNs::new().unwrap();
-            let result = node
-                .plugin()
-                .call("ADD", &format!("c{number}"), &netns.path(), &conf)
-                .unwrap();
+            let container = format!("c{number}");
+            let (pod, result) = node.agent.attach(&container, &sysctl).unwrap();
             assert_eq!(result["interfaces"][1]["mtu"], 1450);
-            let ips = result["ips"].as_array().unwrap().iter().map(|ip| {
-                let text = ip["address"].as_str().unwrap();
-                text.split_once('/').unwrap().0.parse().unwrap()
-            });
-            (netns, ips.collect())
+            pod
         })
         .collect();
     let set = pods[0]
-        .0
+        .netns
         .run(|| std::fs::read_to_string("/proc/sys/net/ipv4/conf/eth0/arp_ignore"));
     assert_eq!(set.unwrap().trim(), "2");
     let talk = |agent: &Agent| {
-        for ip in &pods[1].1 {
-            let server = pods[1].0.run(|| TcpListener::bind((*ip, 0))).unwrap();
-            let address = server.local_addr().unwrap();
-            let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(5));
-            pods[0].0.run(connect).unwrap();
-            agent.machine().run(connect).unwrap();
-        }
+        pods[1].answers_pod(&pods[0]).unwrap();
+        pods[1].answers(&agent.machine().netns).unwrap();
     };
     talk(&node.agent);
     node.agent.kill().unwrap();
@@ -339,8 +311,8 @@ fn attached_pods_reach_each_other_and_the_node_after_a_killed_agent_too() {
     let mut list = conf.clone();
     list["cni.dev/valid-attachments"] = json!([{"containerID": "c0", "ifname": "eth0"}]);
     node.plugin().call("GC", "", "", &list).unwrap();
-    assert!(pods[1].0.ifindex("eth0").is_err());
-    assert!(pods[0].0.ifindex("eth0").is_ok());
+    assert!(pods[1].netns.ifindex("eth0").is_err());
+    assert!(pods[0].netns.ifindex("eth0").is_ok());
     assert_eq!(node.leases().len(), 2);
     // Of another network, nothing is valid here, and nothing of ours goes.
     list["name"] = json!("other");

@@ -1,53 +1,10 @@
 //! What happens to a node by other hands: put back, followed, reported.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
-use std::net::{IpAddr, TcpListener, TcpStream};
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tests_agent::{Agent, Api, eventually};
-use tests_testkit::{NetNs, Underlay, is_root, skip};
-
-/// A pod that the plugin attached.
-struct Pod {
-    netns: NetNs,
-    ips: Vec<IpAddr>,
-    mtu: u64,
-}
-
-fn attach(agent: &Agent, container: &str) -> Result<Pod> {
-    let netns = NetNs::new()?;
-    let conf = agent.plugin().conf("1.1.0", &json!({}));
-    let result = agent
-        .plugin()
-        .call("ADD", container, &netns.path(), &conf)?;
-    let ips = result["ips"]
-        .as_array()
-        .context("no addresses")?
-        .iter()
-        .map(|ip| {
-            let text = ip["address"].as_str().unwrap_or_default();
-            Ok(text.split('/').next().unwrap_or_default().parse()?)
-        });
-    Ok(Pod {
-        netns,
-        ips: ips.collect::<Result<_>>()?,
-        mtu: result["interfaces"][1]["mtu"].as_u64().context("no MTU")?,
-    })
-}
-
-/// A connection from one namespace to an address of another, in every family.
-fn talk(from: &NetNs, to: &Pod) -> Result<()> {
-    for ip in &to.ips {
-        let server = to.netns.run(|| TcpListener::bind((*ip, 0)))?;
-        let address = server.local_addr()?;
-        let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(1500));
-        from.run(connect)
-            .with_context(|| format!("connect to {address}"))?;
-    }
-    Ok(())
-}
+use tests_agent::{Agent, Api, eventually, without_root};
+use tests_testkit::Underlay;
 
 fn cidrs(number: u8) -> [String; 2] {
     [
@@ -57,13 +14,8 @@ fn cidrs(number: u8) -> [String; 2] {
 }
 
 fn start(underlay: &Underlay, api: &Api, number: u8) -> Agent {
-    let (name, cidrs) = (format!("n{number}"), cidrs(number));
-    api.add_node(&name, &[&cidrs[0], &cidrs[1]], json!({}))
-        .unwrap();
-    let mut agent =
-        Agent::start(&name, underlay.machine(number).unwrap(), &api.url(), &[]).unwrap();
-    agent.wait_ready().unwrap();
-    agent
+    let cidrs = cidrs(number);
+    Agent::node(underlay, api, number, &[&cidrs[0], &cidrs[1]], &[]).unwrap()
 }
 
 fn annotation(api: &Api, node: &str, key: &str) -> Result<String> {
@@ -75,13 +27,8 @@ fn annotation(api: &Api, node: &str, key: &str) -> Result<String> {
         .with_context(|| format!("{node} has no {key}"))
 }
 
-fn without_root() -> bool {
-    let missing = !is_root();
-    if missing {
-        skip("making network namespaces needs root");
-    }
-    missing
-}
+/// What is removed, how, and what the event says of it.
+type Step<'a> = (&'a str, &'a dyn Fn() -> Result<()>, &'a str);
 
 #[test]
 fn whatever_is_removed_by_hand_is_put_back_and_reported() {
@@ -91,16 +38,16 @@ fn whatever_is_removed_by_hand_is_put_back_and_reported() {
     let underlay = Underlay::new(1500).unwrap();
     let api = Api::start(&underlay).unwrap();
     let agent = start(&underlay, &api, 1);
-    let pod = attach(&agent, "c1").unwrap();
+    let pod = agent.pod("c1").unwrap();
     let host = &agent.machine().netns;
-    talk(host, &pod).unwrap();
+    pod.answers(host).unwrap();
     let link = |name: &str| agent.pin_dir().join("links").join(name);
     let pod_link = std::fs::read_dir(agent.pin_dir().join("links"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
         .find(|name| name.starts_with("pod-"))
         .unwrap();
-    let steps: [(&str, &dyn Fn() -> Result<()>, &str); 8] = [
+    let steps: [Step<'_>; 8] = [
         (
             "an address",
             &|| host.ip("addr del 10.244.1.1/32 dev fairlead0"),
@@ -144,7 +91,7 @@ fn whatever_is_removed_by_hand_is_put_back_and_reported() {
         let begun = std::time::Instant::now();
         eventually(what, || {
             ensure!(events(&api, said) > before, "no event says {said:?}");
-            talk(host, &pod)
+            pod.answers(host)
         })
         .unwrap();
         println!("{what}: put back and reported in {:?}", begun.elapsed());
@@ -174,8 +121,8 @@ fn a_node_that_changes_its_address_or_mtu_is_followed_while_it_runs() {
     let underlay = Underlay::new(1500).unwrap();
     let api = Api::start(&underlay).unwrap();
     let (one, two) = (start(&underlay, &api, 1), start(&underlay, &api, 2));
-    let (client, server) = (attach(&one, "c1").unwrap(), attach(&two, "c2").unwrap());
-    eventually("the first connection", || talk(&client.netns, &server)).unwrap();
+    let (client, server) = (one.pod("c1").unwrap(), two.pod("c2").unwrap());
+    eventually("the first connection", || server.answers_pod(&client)).unwrap();
     let mac = annotation(&api, "n2", "backend-data").unwrap();
     let host = &two.machine().netns;
     // The first address goes, and a second one of its prefix would go with it.
@@ -189,7 +136,7 @@ fn a_node_that_changes_its_address_or_mtu_is_followed_while_it_runs() {
     })
     .unwrap();
     let published = begun.elapsed();
-    eventually("pods are reached again", || talk(&client.netns, &server)).unwrap();
+    eventually("pods are reached again", || server.answers_pod(&client)).unwrap();
     println!(
         "the new address was published after {published:?}, pods were reached after {:?}",
         begun.elapsed()
@@ -204,9 +151,10 @@ fn a_node_that_changes_its_address_or_mtu_is_followed_while_it_runs() {
     eventually("pods that come get the new MTU", || {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let pod = attach(&two, &format!("later{number}"))?;
-        ensure!(pod.mtu == 1350, "{}", pod.mtu);
-        talk(&client.netns, &pod)
+        let (pod, result) = two.attach(&format!("later{number}"), &json!({}))?;
+        let mtu = &result["interfaces"][1]["mtu"];
+        ensure!(*mtu == 1350, "{mtu}");
+        pod.answers_pod(&client)
     })
     .unwrap();
     assert!(
@@ -230,7 +178,7 @@ fn a_node_that_gets_another_pod_cidr_goes_on_with_its_old_pods_and_the_new_range
     let underlay = Underlay::new(1500).unwrap();
     let api = Api::start(&underlay).unwrap();
     let mut agent = start(&underlay, &api, 1);
-    let old = attach(&agent, "old").unwrap();
+    let old = agent.pod("old").unwrap();
     let pid = agent.pid().unwrap();
     api.delete_node("n1").unwrap();
     let new = cidrs(9);
@@ -243,16 +191,16 @@ fn a_node_that_gets_another_pod_cidr_goes_on_with_its_old_pods_and_the_new_range
     .unwrap();
     agent.wait_ready().unwrap();
     assert_eq!(agent.pid().unwrap(), pid, "the process goes on");
-    let fresh = eventually("a pod of the new range", || attach(&agent, "fresh")).unwrap();
+    let fresh = eventually("a pod of the new range", || agent.pod("fresh")).unwrap();
     assert!(
         fresh.ips[0].to_string().starts_with("10.244.9."),
         "{:?}",
         fresh.ips
     );
-    talk(&old.netns, &fresh).unwrap();
-    talk(&fresh.netns, &old).unwrap();
+    fresh.answers_pod(&old).unwrap();
+    old.answers_pod(&fresh).unwrap();
     eventually("the old pod from the node", || {
-        talk(&agent.machine().netns, &old)
+        old.answers(&agent.machine().netns)
     })
     .unwrap();
     let said: Vec<Value> = api

@@ -3,33 +3,18 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use tests_agent::{Agent, Api, eventually};
-use tests_testkit::{NetNs, Underlay, is_root, skip};
-
-fn attach(agent: &Agent, container: &str) -> Result<(NetNs, IpAddr)> {
-    let netns = NetNs::new()?;
-    let conf = agent.plugin().conf("1.1.0", &json!({}));
-    let result = agent
-        .plugin()
-        .call("ADD", container, &netns.path(), &conf)?;
-    let text = result["ips"][0]["address"].as_str().context("no address")?;
-    Ok((netns, text.split('/').next().unwrap_or_default().parse()?))
-}
+use tests_agent::{Agent, Api, eventually, without_root};
+use tests_testkit::Underlay;
 
 fn start(underlay: &Underlay, api: &Api, number: u8) -> Agent {
-    let name = format!("n{number}");
-    api.add_node(&name, &[&format!("10.244.{number}.0/24")], json!({}))
-        .unwrap();
-    let mut agent =
-        Agent::start(&name, underlay.machine(number).unwrap(), &api.url(), &[]).unwrap();
-    agent.wait_ready().unwrap();
-    agent
+    let cidr = format!("10.244.{number}.0/24");
+    Agent::node(underlay, api, number, &[&cidr], &[]).unwrap()
 }
 
 /// What flannel writes on a Node.
@@ -42,14 +27,6 @@ fn flannel(public_ip: &str) -> Value {
     })
 }
 
-fn without_root() -> bool {
-    let missing = !is_root();
-    if missing {
-        skip("making network namespaces needs root");
-    }
-    missing
-}
-
 #[test]
 fn a_subnet_that_two_nodes_claim_goes_to_the_elder_and_both_are_named() {
     if without_root() {
@@ -58,13 +35,8 @@ fn a_subnet_that_two_nodes_claim_goes_to_the_elder_and_both_are_named() {
     let underlay = Underlay::new(1500).unwrap();
     let api = Api::start(&underlay).unwrap();
     let (one, two) = (start(&underlay, &api, 1), start(&underlay, &api, 2));
-    let ((client, _), (server, ip)) = (attach(&one, "c1").unwrap(), attach(&two, "c2").unwrap());
-    let talk = || -> Result<()> {
-        let listener = server.run(|| TcpListener::bind((ip, 0)))?;
-        let address = listener.local_addr()?;
-        client.run(|| TcpStream::connect_timeout(&address, Duration::from_millis(1500)))?;
-        Ok(())
-    };
+    let (client, server) = (one.pod("c1").unwrap(), two.pod("c2").unwrap());
+    let talk = || server.answers_pod(&client);
     eventually("the first connection", talk).unwrap();
     // Ages are counted in seconds.
     std::thread::sleep(Duration::from_millis(1100));
@@ -104,14 +76,17 @@ fn a_thousand_nodes_that_join_at_once_disturb_no_connection_between_others() {
     let underlay = Underlay::new(1500).unwrap();
     let api = Api::start(&underlay).unwrap();
     let (one, two) = (start(&underlay, &api, 1), start(&underlay, &api, 2));
-    let ((client, _), (server, ip)) = (attach(&one, "c1").unwrap(), attach(&two, "c2").unwrap());
+    let (client, server) = (one.pod("c1").unwrap(), two.pod("c2").unwrap());
     eventually("the peer is known", || {
         let routes = one.ip("route show dev fairlead0")?;
         ensure!(routes.contains("10.244.2.0/24"), "{routes}");
         Ok(())
     })
     .unwrap();
-    let listener = server.run(|| TcpListener::bind((ip, 0))).unwrap();
+    let listener = server
+        .netns
+        .run(|| TcpListener::bind((server.ips[0], 0)))
+        .unwrap();
     let address = listener.local_addr().unwrap();
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -123,7 +98,7 @@ fn a_thousand_nodes_that_join_at_once_disturb_no_connection_between_others() {
             }
         });
         let talking = scope.spawn(|| {
-            let mut stream = client.run(|| TcpStream::connect(address)).unwrap();
+            let mut stream = client.netns.run(|| TcpStream::connect(address)).unwrap();
             stream.set_nodelay(true).unwrap();
             stream
                 .set_read_timeout(Some(Duration::from_secs(5)))
@@ -203,4 +178,54 @@ fn join(api: &Api, nodes: usize) -> Result<()> {
         }
         Ok(())
     })
+}
+
+#[test]
+fn pods_reach_each_other_by_every_backend_over_both_underlays() {
+    if without_root() {
+        return;
+    }
+    for (backend, over_ipv6, mtu) in [
+        ("vxlan", false, 1450),
+        ("udp", false, 1472),
+        ("direct", false, 1500),
+        ("vxlan", true, 1430),
+        ("udp", true, 1452),
+    ] {
+        let underlay = Underlay::new(1500).unwrap();
+        let api = Api::start(&underlay).unwrap();
+        let url = match over_ipv6 {
+            true => api.url_v6(),
+            false => api.url(),
+        };
+        let nodes = [1, 2].map(|number| {
+            let name = format!("n{number}");
+            let cidrs = [
+                format!("10.244.{number}.0/24"),
+                format!("fd00:10:244:{number}::/64"),
+            ];
+            api.add_node(&name, &[&cidrs[0], &cidrs[1]], json!({}))
+                .unwrap();
+            let machine = underlay.machine(number).unwrap();
+            if over_ipv6 {
+                machine.netns.ip("-4 addr flush dev eth0").unwrap();
+            }
+            let overlay = format!("--overlay={backend}");
+            Agent::start(&name, machine, &url, &[&overlay]).unwrap()
+        });
+        let pods = nodes.map(|mut node| {
+            node.wait_ready().unwrap();
+            let (pod, result) = node.attach("c1", &json!({})).unwrap();
+            assert_eq!(result["interfaces"][1]["mtu"], mtu, "{backend}");
+            (node, pod)
+        });
+        let [(_, one), (_, two)] = &pods;
+        let what = format!("{backend}, over IPv6: {over_ipv6}");
+        eventually(&what, || {
+            two.answers_pod(one)?;
+            one.answers_pod(two)
+        })
+        .unwrap();
+        println!("{what}: pods reach each other, MTU {mtu}");
+    }
 }

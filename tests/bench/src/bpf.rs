@@ -1,11 +1,13 @@
-//! The few uses of bpf(2) that a packet generator needs: an array map, raw instructions, a tcx link, a test run.
+//! The few uses of bpf(2) that a packet generator needs: maps of one element, raw instructions, links, pins.
 
-use std::fs::File;
+use std::ffi::CString;
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 /// One instruction (RFC 9669 section 3).
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +34,12 @@ pub struct CounterMap {
     fd: OwnedFd,
 }
 
+/// An array of one program, for `bpf_tail_call`.
+#[derive(Debug)]
+pub struct TailCall {
+    fd: OwnedFd,
+}
+
 /// A loaded program.
 #[derive(Debug)]
 pub struct Program {
@@ -44,89 +52,56 @@ pub struct Link {
     _fd: OwnedFd,
 }
 
-/// While it lives, the kernel sums each program's run time and count (`kernel.bpf_stats_enabled`).
-#[derive(Debug)]
-pub struct Stats {
-    _fd: OwnedFd,
-}
-
-/// What the kernel tells of a loaded program.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ProgramInfo {
-    pub id: u32,
-    pub name: String,
-    /// Bytes of native code.
-    pub jited_len: u32,
-    /// Instructions after the verifier's rewriting.
-    pub instructions: u32,
-    /// Instructions that the verifier walked through.
-    pub verified: u32,
-    pub run_time_ns: u64,
-    pub run_count: u64,
-}
-
 const MAP_CREATE: libc::c_long = 0;
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
+const MAP_UPDATE_ELEM: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
-const PROG_TEST_RUN: libc::c_long = 10;
-const PROG_GET_NEXT_ID: libc::c_long = 11;
-const PROG_GET_FD_BY_ID: libc::c_long = 13;
-const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const OBJ_GET: libc::c_long = 7;
 const LINK_CREATE: libc::c_long = 28;
-const ENABLE_STATS: libc::c_long = 32;
 
 const MAP_TYPE_ARRAY: u32 = 2;
+const MAP_TYPE_PROG_ARRAY: u32 = 3;
 /// `enum bpf_attach_type`.
 const XDP: u32 = 37;
 const TCX_INGRESS: u32 = 46;
 /// `BPF_F_BEFORE`.
 const BEFORE: u32 = 1 << 3;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
-const TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
 
 impl CounterMap {
     pub fn new() -> Result<Self> {
-        #[repr(C)]
-        struct Attr {
-            map_type: u32,
-            key_size: u32,
-            value_size: u32,
-            max_entries: u32,
-        }
-        let mut attr = Attr {
-            map_type: MAP_TYPE_ARRAY,
-            key_size: 4,
-            value_size: 8,
-            max_entries: 1,
-        };
         Ok(Self {
-            fd: bpf_fd(MAP_CREATE, &mut attr).context("create the counter map")?,
+            fd: one_element_map(MAP_TYPE_ARRAY, 8).context("create the counter map")?,
         })
     }
 
     pub fn get(&self) -> Result<u64> {
-        #[repr(C)]
-        struct Attr {
-            map_fd: u32,
-            pad: u32,
-            key: u64,
-            value: u64,
-            flags: u64,
-        }
-        let key = 0_u32;
         let mut value = 0_u64;
-        let mut attr = Attr {
-            map_fd: fd_number(&self.fd),
-            pad: 0,
-            key: &raw const key as u64,
-            value: &raw mut value as u64,
-            flags: 0,
-        };
-        bpf(MAP_LOOKUP_ELEM, &mut attr).context("read the counter map")?;
+        element(MAP_LOOKUP_ELEM, &self.fd, &raw mut value as u64)
+            .context("read the counter map")?;
         Ok(value)
     }
 
+    pub fn set(&self, value: u64) -> Result<()> {
+        element(MAP_UPDATE_ELEM, &self.fd, &raw const value as u64).context("write the counter map")
+    }
+
     /// The descriptor's number, for an instruction that loads the value's address.
+    pub fn fd_number(&self) -> i32 {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl TailCall {
+    pub fn new(program: BorrowedFd<'_>) -> Result<Self> {
+        let fd = one_element_map(MAP_TYPE_PROG_ARRAY, 4).context("create the program array")?;
+        let number = fd_number(&program);
+        element(MAP_UPDATE_ELEM, &fd, &raw const number as u64)
+            .context("put a program into the program array")?;
+        Ok(Self { fd })
+    }
+
+    /// The descriptor's number, for an instruction that loads the map's address.
     pub fn fd_number(&self) -> i32 {
         self.fd.as_raw_fd()
     }
@@ -197,169 +172,80 @@ impl Program {
             _fd: bpf_fd(LINK_CREATE, &mut attr)?,
         })
     }
+}
 
-    /// Injects `count` copies of `frame` as if the device of this thread's namespace had received them, by
-    /// `BPF_F_TEST_XDP_LIVE_FRAMES` (Documentation/bpf/bpf_prog_run.rst); the program returns `XDP_PASS`.
-    pub fn inject(&self, ifindex: u32, frame: &[u8], count: u32) -> Result<()> {
-        /// `struct xdp_md`.
-        #[repr(C)]
-        struct Context {
-            data: u32,
-            data_end: u32,
-            data_meta: u32,
-            ingress_ifindex: u32,
-            rx_queue_index: u32,
-            egress_ifindex: u32,
-        }
-        #[repr(C)]
-        struct Attr {
-            prog_fd: u32,
-            retval: u32,
-            data_size_in: u32,
-            data_size_out: u32,
-            data_in: u64,
-            data_out: u64,
-            repeat: u32,
-            duration: u32,
-            ctx_size_in: u32,
-            ctx_size_out: u32,
-            ctx_in: u64,
-            ctx_out: u64,
-            flags: u32,
-            cpu: u32,
-            batch_size: u32,
-            pad: u32,
-        }
-        let length = u32::try_from(frame.len())?;
-        let context = Context {
-            data: 0,
-            data_end: length,
-            data_meta: 0,
-            ingress_ifindex: ifindex,
-            rx_queue_index: 0,
-            egress_ifindex: 0,
-        };
-        let mut attr = Attr {
-            prog_fd: fd_number(&self.fd),
-            retval: 0,
-            data_size_in: length,
-            data_size_out: 0,
-            data_in: frame.as_ptr() as u64,
-            data_out: 0,
-            repeat: count,
-            duration: 0,
-            ctx_size_in: size_of::<Context>() as u32,
-            ctx_size_out: 0,
-            ctx_in: &raw const context as u64,
-            ctx_out: 0,
-            flags: TEST_XDP_LIVE_FRAMES,
-            cpu: 0,
-            batch_size: 64,
-            pad: 0,
-        };
-        bpf(PROG_TEST_RUN, &mut attr).context("inject live frames")?;
-        Ok(())
+impl AsFd for Program {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
-impl Stats {
-    pub fn enable() -> Result<Self> {
-        let mut run_time_type = 0_u32;
-        Ok(Self {
-            _fd: bpf_fd(ENABLE_STATS, &mut run_time_type)
-                .context("enable the programs' statistics")?,
-        })
-    }
-}
-
-/// Every program that is loaded on this machine.
-pub fn programs() -> Result<Vec<ProgramInfo>> {
-    #[repr(C)]
-    struct NextId {
-        start_id: u32,
-        next_id: u32,
-        open_flags: u32,
-    }
-    #[repr(C)]
-    struct FdById {
-        id: u32,
-        next_id: u32,
-        open_flags: u32,
-    }
-    let mut found = Vec::new();
-    let mut next = NextId {
-        start_id: 0,
-        next_id: 0,
-        open_flags: 0,
-    };
-    loop {
-        match bpf(PROG_GET_NEXT_ID, &mut next) {
-            Ok(_) => next.start_id = next.next_id,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(found),
-            Err(error) => return Err(error).context("list the loaded programs"),
-        }
-        // A program that went in between is none of ours.
-        if let Ok(fd) = bpf_fd(
-            PROG_GET_FD_BY_ID,
-            &mut FdById {
-                id: next.next_id,
-                next_id: 0,
-                open_flags: 0,
-            },
-        ) {
-            found.push(program_info(&fd)?);
-        }
-    }
-}
-
-fn program_info(fd: &OwnedFd) -> Result<ProgramInfo> {
+/// Opens what is pinned at a path of a bpffs.
+pub fn open_pin(path: &Path) -> Result<OwnedFd> {
     #[repr(C)]
     struct Attr {
-        fd: u32,
-        info_len: u32,
-        info: u64,
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
     }
-    // `struct bpf_prog_info`: 232 bytes in Linux 6.18; the kernel writes what it has and what fits.
-    const LEN: usize = 232;
-    let mut info = [0_u64; LEN / 8];
+    let pathname = CString::new(path.as_os_str().as_bytes())?;
     let mut attr = Attr {
-        fd: fd_number(fd),
-        info_len: LEN as u32,
-        info: info.as_mut_ptr() as u64,
+        pathname: pathname.as_ptr() as u64,
+        bpf_fd: 0,
+        file_flags: 0,
     };
-    bpf(OBJ_GET_INFO_BY_FD, &mut attr).context("ask for a program's statistics")?;
-    if (attr.info_len as usize) < 216 {
-        bail!("the kernel does not tell a program's statistics");
-    }
-    let bytes: Vec<u8> = info.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    let word = |offset: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|i| bytes[offset + i]));
-    let name = bytes[64..80]
-        .iter()
-        .take_while(|&&byte| byte != 0)
-        .map(|&byte| byte as char)
-        .collect();
-    Ok(ProgramInfo {
-        id: word(4),
-        name,
-        jited_len: word(16),
-        instructions: word(20) / 8,
-        verified: word(216),
-        run_time_ns: info[192 / 8],
-        run_count: info[200 / 8],
-    })
+    bpf_fd(OBJ_GET, &mut attr).with_context(|| format!("open the pin {}", path.display()))
 }
 
-fn fd_number(fd: &impl AsRawFd) -> u32 {
+fn one_element_map(map_type: u32, value_size: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attr {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+    }
+    let mut attr = Attr {
+        map_type,
+        key_size: 4,
+        value_size,
+        max_entries: 1,
+    };
+    bpf_fd(MAP_CREATE, &mut attr)
+}
+
+/// Reads the first element of a map into the memory at `value`, or writes it from there.
+fn element(command: libc::c_long, map: &OwnedFd, value: u64) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        map_fd: u32,
+        pad: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let key = 0_u32;
+    let mut attr = Attr {
+        map_fd: fd_number(map),
+        pad: 0,
+        key: &raw const key as u64,
+        value,
+        flags: 0,
+    };
+    bpf(command, &mut attr).map(drop)
+}
+
+pub fn fd_number(fd: &impl AsRawFd) -> u32 {
     u32::try_from(fd.as_raw_fd()).expect("an open descriptor is not negative")
 }
 
-fn bpf_fd<T>(command: libc::c_long, attr: &mut T) -> io::Result<OwnedFd> {
+pub fn bpf_fd<T>(command: libc::c_long, attr: &mut T) -> io::Result<OwnedFd> {
     let fd = bpf(command, attr)?;
     // SAFETY: the commands that come through here return a new descriptor, which nobody else owns yet.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
+pub fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
     // SAFETY: `attr` is a repr(C) prefix of `union bpf_attr` for this command, its size is passed, and every pointer
     // in it leads to memory of the caller that lives longer than this call and has the length given beside it.
     let result = unsafe {
@@ -374,20 +260,4 @@ fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
         Ok(value) if value >= 0 => Ok(value),
         _ => Err(io::Error::last_os_error()),
     }
-}
-
-/// Warns nothing and changes nothing: true if the kernel's own run-time statistics are on, which costs 2 %.
-pub fn stats_are_on() -> bool {
-    std::fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled")
-        .is_ok_and(|value| value.trim() == "1")
-}
-
-/// The JIT must be on: the interpreter's cost says nothing.
-pub fn require_jit() -> Result<()> {
-    if File::open("/proc/sys/net/core/bpf_jit_enable").is_ok()
-        && std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")?.trim() == "0"
-    {
-        bail!("net.core.bpf_jit_enable is 0: set it to 1");
-    }
-    Ok(())
 }

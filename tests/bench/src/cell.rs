@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context, Result};
 
 use crate::netns::Netns;
-use crate::server::Server;
+use crate::process::Process;
+use crate::tun_proxy;
 
 /// The client, on node 1.
 pub const CLIENT: PodAddress = PodAddress { node: 1, number: 1 };
@@ -20,6 +21,11 @@ pub const UNDERLAY_MTU: u32 = 1500;
 /// What VXLAN over IPv4 takes: Ethernet 14, IPv4 20, UDP 8, VXLAN 8 (RFC 7348 section 5).
 pub const VXLAN_OVERHEAD: u32 = 50;
 
+/// Addresses of pods on node 2, in a cell that has many.
+pub const MANY_PODS: &str = "10.250.0.0/16";
+/// What the UDP backend leaves: IPv4 20, UDP 8.
+const UDP_MTU: u32 = UNDERLAY_MTU - 28;
+
 /// How packets get from pod to pod.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Underlay {
@@ -29,6 +35,10 @@ pub enum Underlay {
     KernelVxlan,
     /// Our programs encapsulate: the pods have the overlay's MTU and the kernel has no route to the other node's pods.
     Overlay,
+    /// Ours in flannel's `udp` format, whose headers are shorter.
+    UdpOverlay,
+    /// Packets go by a TUN device to a process that sends them on by UDP, as flannel's `udp` backend does.
+    TunProxy,
 }
 
 /// Which pod: node and number on the node give its addresses and device names.
@@ -38,10 +48,14 @@ pub struct PodAddress {
     pub number: u8,
 }
 
-/// Two nodes and three pods. Servers first: they end before their namespaces do.
+/// Two nodes and three pods.
 #[derive(Debug)]
 pub struct Cell {
-    _servers: Vec<Server>,
+    /// Ended first: before their namespaces go.
+    processes: Vec<Process>,
+    pub underlay: Underlay,
+    /// Whether rules of netfilter lie on the nodes, so that connections are tracked.
+    pub netfilter: bool,
     pub nodes: [Netns; 2],
     pub client: Netns,
     pub same_node: Netns,
@@ -87,8 +101,29 @@ impl PodAddress {
 impl Cell {
     /// Builds the cell and starts the servers of its backends.
     pub fn new(underlay: Underlay) -> Result<Self> {
-        let cell = Self {
-            _servers: Vec::new(),
+        Self::listening(underlay, &OTHER_NODE.ips())
+    }
+
+    /// A cell by [`Underlay::Routing`] whose pod on the other node answers on every address of [`MANY_PODS`] too.
+    pub fn with_many_pods() -> Result<Self> {
+        let any = [Ipv4Addr::UNSPECIFIED.into(), OTHER_NODE.v6().into()];
+        let cell = Self::listening(Underlay::Routing, &any)?;
+        cell.other_node
+            .ip(&format!("route add local {MANY_PODS} dev lo"))?;
+        let (pod, device) = (OTHER_NODE.v4(), OTHER_NODE.host_device());
+        cell.node(2).ip(&format!(
+            "route add {MANY_PODS} via {pod} dev {device} onlink"
+        ))?;
+        cell.node(1)
+            .ip(&format!("route add {MANY_PODS} via {}", node_v4(2)))?;
+        Ok(cell)
+    }
+
+    fn listening(underlay: Underlay, other_node: &[IpAddr]) -> Result<Self> {
+        let mut cell = Self {
+            processes: Vec::new(),
+            underlay,
+            netfilter: false,
             nodes: [node()?, node()?],
             client: pod()?,
             same_node: pod()?,
@@ -102,16 +137,19 @@ impl Cell {
         match underlay {
             Underlay::Routing => cell.add_routes()?,
             Underlay::KernelVxlan => cell.add_vxlan()?,
-            Underlay::Overlay => {}
+            Underlay::Overlay | Underlay::UdpOverlay => {}
+            Underlay::TunProxy => cell.add_tun_proxies()?,
         }
-        let servers = vec![
-            Server::start(&cell.same_node, &SAME_NODE.ips())?,
-            Server::start(&cell.other_node, &OTHER_NODE.ips())?,
-        ];
-        Ok(Self {
-            _servers: servers,
-            ..cell
-        })
+        for (netns, ips) in [
+            (&cell.same_node, &SAME_NODE.ips()[..]),
+            (&cell.other_node, other_node),
+        ] {
+            let ips = ips.iter().map(IpAddr::to_string);
+            let arguments: Vec<String> = ["serve".to_owned()].into_iter().chain(ips).collect();
+            let server = Process::start(netns, &arguments)?;
+            cell.processes.push(server);
+        }
+        Ok(cell)
     }
 
     pub fn pods(&self) -> [(PodAddress, &Netns); 3] {
@@ -158,6 +196,7 @@ impl Cell {
         let mtu = match underlay {
             Underlay::Routing => UNDERLAY_MTU,
             Underlay::KernelVxlan | Underlay::Overlay => UNDERLAY_MTU - VXLAN_OVERHEAD,
+            Underlay::UdpOverlay | Underlay::TunProxy => UDP_MTU,
         };
         let (device, v4, v6) = (address.host_device(), address.v4(), address.v6());
         let (host_mac, pod_mac) = (mac(address.host_mac()), mac(address.pod_mac()));
@@ -223,6 +262,31 @@ impl Cell {
         }
         Ok(())
     }
+
+    /// One proxy a node; the route to all pods leads into its device.
+    fn add_tun_proxies(&mut self) -> Result<()> {
+        for (here, there) in [(1, 2), (2, 1)] {
+            let arguments = ["tun-proxy".to_owned()]
+                .into_iter()
+                .chain([node_v4(here), node_v4(there)].map(|ip| ip.to_string()))
+                .collect::<Vec<_>>();
+            let node = &self.nodes[usize::from(here) - 1];
+            let proxy = Process::start(node, &arguments)?;
+            let device = tun_proxy::DEVICE;
+            node.ip(&format!(
+                "addr add 10.244.{here}.0/32 dev {device}\n\
+                 link set {device} mtu {UDP_MTU} up\n\
+                 route add 10.244.0.0/16 dev {device}"
+            ))?;
+            self.processes.push(proxy);
+        }
+        Ok(())
+    }
+}
+
+/// Address number `index` of [`MANY_PODS`].
+pub fn many_pods(index: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(10, 250, 0, 1).to_bits() + index)
 }
 
 /// A node's address on the underlay.
@@ -250,7 +314,7 @@ pub fn vtep_mac(node: u8) -> [u8; 6] {
     [2, 0xdd, 0, 0, 0, node]
 }
 
-fn uplink_mac(node: u8) -> [u8; 6] {
+pub const fn uplink_mac(node: u8) -> [u8; 6] {
     [2, 0xcc, 0, 0, 0, node]
 }
 

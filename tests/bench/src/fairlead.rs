@@ -1,8 +1,9 @@
 //! Our side of a cell: the real object, the real planner and the real overlay, a thousand other services beside the
 //! measured ones. Nothing is pinned where another process sees it.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -18,16 +19,70 @@ use node_agent_model::{
 use node_agent_overlay::{Lease, Mode, Overlay, OverlayOptions, VtepMac};
 
 use crate::cell::{
-    Cell, OTHER_NODE, PodAddress, SAME_NODE, UNDERLAY_MTU, node_v4, node_v6, pod_cidr_v4,
-    pod_cidr_v6, vtep_mac,
+    Cell, MANY_PODS, OTHER_NODE, PodAddress, SAME_NODE, UNDERLAY_MTU, many_pods, node_v4, node_v6,
+    pod_cidr_v4, pod_cidr_v6, vtep_mac,
 };
 use crate::cgroup::Cgroup;
-use crate::server::{ANSWER_PORT, CLOSE_PORT, PACKET_PORT, SINK_PORT};
+use crate::server::{ANSWER_PORT, CLOSE_PORT, DATAGRAM_PORT, PACKET_PORT, SINK_PORT};
 
 const BPFFS: &str = "/sys/fs/bpf";
 const VNI: u32 = 1;
-/// Services that nobody asks for, each with three endpoints.
-const OTHER_SERVICES: u16 = 1000;
+/// UDP NodePort of the service in front of the pod beside the client; the one of the other node's pod follows.
+const NODE_PORT: u16 = 30083;
+
+/// Our side of a cell.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup<'a> {
+    /// Of the pins.
+    pub name: &'a str,
+    pub mode: Mode,
+    /// Node 1's socket programs are attached to it.
+    pub cgroup: Option<&'a Cgroup>,
+    /// Services that nobody asks for, each with three endpoints.
+    pub others: u16,
+    /// Endpoints of the service in front of the other node's pod; more than one only where the cell has many pods.
+    pub endpoints: u32,
+}
+
+impl<'a> Setup<'a> {
+    /// A thousand other Services, nothing at the socket.
+    pub fn new(name: &'a str, mode: Mode) -> Self {
+        Self {
+            name,
+            mode,
+            cgroup: None,
+            others: 1000,
+            endpoints: 1,
+        }
+    }
+}
+
+/// Sizes of maps for 30,000 services with three endpoints each, and for 10,000 pods on a node.
+pub fn large_maps() -> (Options, Capacity) {
+    let (backends, endpoints) = (131_072, 16_384);
+    let options = Options {
+        max_entries: BTreeMap::from([
+            (ebpf_abi::maps::BACKEND4, backends),
+            (ebpf_abi::maps::ENDPOINT4, endpoints),
+        ]),
+        ..Options::default()
+    };
+    let capacity = Capacity {
+        backends4: backends as usize,
+        endpoints4: endpoints as usize,
+        ..Capacity::default()
+    };
+    (options, capacity)
+}
+
+/// The ports of the services that are measured.
+pub const MEASURED_PORTS: [(&str, Protocol, u16); 5] = [
+    ("answer", Protocol::Tcp, ANSWER_PORT),
+    ("close", Protocol::Tcp, CLOSE_PORT),
+    ("sink", Protocol::Tcp, SINK_PORT),
+    ("packet", Protocol::Udp, PACKET_PORT),
+    ("datagram", Protocol::Udp, DATAGRAM_PORT),
+];
 
 /// Gives this thread, and what it starts, a bpffs that nobody else sees and that goes with the process.
 pub fn private_bpffs() -> Result<()> {
@@ -48,41 +103,37 @@ pub fn cluster_ips(backend: PodAddress) -> [IpAddr; 2] {
     ]
 }
 
-/// Loads, fills and attaches our programs on both nodes of a cell; `name` is for the pins.
-///
-/// With a cgroup, node 1's socket programs are attached to it. The dataplanes live on in their pins.
-pub fn install(
-    cell: &Cell,
-    name: &str,
-    mode: Mode,
-    cgroup: Option<&Cgroup>,
-) -> Result<Vec<Dataplane>> {
+/// UDP NodePort of the service in front of a backend pod, on every node.
+pub fn node_port(backend: PodAddress) -> u16 {
+    NODE_PORT + u16::from(backend.node) - 1
+}
+
+/// Loads, fills and attaches our programs on both nodes of a cell. The dataplanes live on in their pins.
+pub fn install(cell: &Cell, setup: &Setup<'_>) -> Result<Vec<Dataplane>> {
     [1, 2]
         .into_iter()
         .map(|number| {
-            let pins = PathBuf::from(format!("{BPFFS}/{name}-{number}"));
-            let cgroup = cgroup.filter(|_| number == 1).map(Cgroup::path);
-            install_node(cell, number, &pins, mode, cgroup)
-                .with_context(|| format!("set {name} up on node {number}"))
+            install_node(cell, number, setup)
+                .with_context(|| format!("set {} up on node {number}", setup.name))
         })
         .collect()
 }
 
-fn install_node(
-    cell: &Cell,
-    number: u8,
-    pins: &Path,
-    mode: Mode,
-    cgroup: Option<&Path>,
-) -> Result<Dataplane> {
+/// Where the maps and programs of a node are pinned.
+pub fn pins(name: &str, number: u8) -> PathBuf {
+    PathBuf::from(format!("{BPFFS}/{name}-{number}"))
+}
+
+fn install_node(cell: &Cell, number: u8, setup: &Setup<'_>) -> Result<Dataplane> {
     let netns = cell.node(number);
-    let dataplane = Dataplane::open(pins, &Options::default())?;
+    let (options, capacity) = large_maps();
+    let dataplane = Dataplane::open(&pins(setup.name, number), &options)?;
     let mut desired = Desired::new(node_name(number));
-    for change in changes(cell, number, mode)? {
+    for change in changes(cell, number, setup)? {
         desired.change(change);
     }
     let mut maps = dataplane.maps().clone();
-    let mut applied = Applied::restore(maps.snapshot()?, Capacity::default());
+    let mut applied = Applied::restore(maps.snapshot()?, capacity);
     let plan = plan(&mut desired, &mut applied, Duration::ZERO);
     if let Some(refusal) = plan.refused.first() {
         bail!("{} does not fit into {}", refusal.object, refusal.map);
@@ -99,19 +150,19 @@ fn install_node(
         let ifindex = netns.ifindex(&device)?;
         netns.run(|| Ok(dataplane.attach_pod(&device, ifindex)?))?;
     }
-    if let Some(cgroup) = cgroup {
-        dataplane.attach_cgroup(cgroup)?;
+    if let Some(cgroup) = setup.cgroup.filter(|_| number == 1) {
+        dataplane.attach_cgroup(cgroup.path())?;
     }
     Ok(dataplane)
 }
 
 /// All that node `number` would learn from the API and from its own pods.
-fn changes(cell: &Cell, number: u8, mode: Mode) -> Result<Vec<Change>> {
+fn changes(cell: &Cell, number: u8, setup: &Setup<'_>) -> Result<Vec<Change>> {
     let netns = cell.node(number);
     let mut changes = vec![Change::Config(Config {
         uplink_ifindex: netns.ifindex("uplink")?,
-        flags: mode.config_flags(),
-        overlay_port_be: mode.default_port().to_be(),
+        flags: setup.mode.config_flags(),
+        overlay_port_be: setup.mode.default_port().to_be(),
         vni: VNI,
         uplink_mtu: UNDERLAY_MTU,
         nat_port_first: 61000,
@@ -137,39 +188,49 @@ fn changes(cell: &Cell, number: u8, mode: Mode) -> Result<Vec<Change>> {
             host_mac: pod.host_mac(),
             ..Endpoint::default()
         };
-        changes.extend(pod.ips().map(|ip| Change::Endpoint(ip, Some(endpoint))));
+        let many = many_endpoints(setup).filter(|_| pod == OTHER_NODE);
+        let ips = pod.ips().into_iter().chain(many);
+        changes.extend(ips.map(|ip| Change::Endpoint(ip, Some(endpoint))));
     }
-    changes.extend(peer(number, mode)?);
+    changes.push(Change::NodeAddresses(vec![
+        node_v4(number).into(),
+        node_v6(number).into(),
+    ]));
+    changes.extend(peer(number, setup)?);
     for backend in [SAME_NODE, OTHER_NODE] {
-        changes.extend(measured_service(backend));
+        changes.extend(measured_service(backend, setup));
     }
-    for index in 0..OTHER_SERVICES {
+    for index in 0..setup.others {
         changes.extend(other_service(index));
     }
     Ok(changes)
 }
 
 /// The other node, as its lease describes it.
-fn peer(number: u8, mode: Mode) -> Result<[Change; 2]> {
+fn peer(number: u8, setup: &Setup<'_>) -> Result<[Change; 2]> {
     let overlay = |number: u8| {
         Overlay::new(OverlayOptions {
             node_name: node_name(number),
-            mode,
+            mode: setup.mode,
             underlay_v4: Some(node_v4(number)),
             underlay_v6: Some(node_v6(number)),
             on_link: IpNetwork::new(node_v4(number).into(), 24)
                 .into_iter()
                 .collect(),
             uplink_mtu: UNDERLAY_MTU,
-            port: mode.default_port(),
+            port: setup.mode.default_port(),
             vni: VNI,
             mac: VtepMac(vtep_mac(number)),
         })
     };
     let other = 3 - number;
+    let mut subnets = vec![pod_cidr_v4(other).parse()?, pod_cidr_v6(other).parse()?];
+    if setup.endpoints > 1 && other == OTHER_NODE.node {
+        subnets.push(MANY_PODS.parse()?);
+    }
     let lease = Lease {
         holder: node_name(other),
-        subnets: vec![pod_cidr_v4(other).parse()?, pod_cidr_v6(other).parse()?],
+        subnets,
         attributes: overlay(other)?.attributes(),
         since: 0,
     };
@@ -182,38 +243,55 @@ fn peer(number: u8, mode: Mode) -> Result<[Change; 2]> {
     ])
 }
 
-/// A Service with one endpoint, so that every connection takes the way that is measured.
-fn measured_service(backend: PodAddress) -> Vec<Change> {
-    let ports = [
-        ("answer", Protocol::Tcp, ANSWER_PORT),
-        ("close", Protocol::Tcp, CLOSE_PORT),
-        ("sink", Protocol::Tcp, SINK_PORT),
-        ("packet", Protocol::Udp, PACKET_PORT),
-    ];
-    let name = format!("backend-{}", backend.node);
-    let node = node_name(backend.node);
-    service(
-        &name,
-        cluster_ips(backend).to_vec(),
-        &ports,
-        &backend.ips().map(|ip| (ip, node.clone())),
-    )
+/// Further endpoints of the other node's pod.
+fn many_endpoints(setup: &Setup<'_>) -> impl Iterator<Item = IpAddr> + use<> {
+    let count = setup.endpoints.saturating_sub(1);
+    (0..count).map(|index| many_pods(index).into())
 }
 
-/// A Service like any other in a cluster.
-fn other_service(index: u16) -> Vec<Change> {
-    let [high, low] = index.to_be_bytes();
-    let endpoints = [1, 2, 3].map(|number| {
-        (
-            Ipv4Addr::new(10, 245 + number, high, low).into(),
-            "elsewhere".to_owned(),
-        )
+/// A Service whose every endpoint is one pod, so that every connection takes the way that is measured.
+fn measured_service(backend: PodAddress, setup: &Setup<'_>) -> Vec<Change> {
+    let name = format!("backend-{}", backend.node);
+    let node = node_name(backend.node);
+    let many = many_endpoints(setup).filter(|_| backend == OTHER_NODE);
+    let endpoints: Vec<_> = backend
+        .ips()
+        .into_iter()
+        .chain(many)
+        .map(|ip| (ip, node.clone()))
+        .collect();
+    let ports = MEASURED_PORTS.map(|(name, protocol, port)| ServicePort {
+        name: name.to_owned(),
+        protocol,
+        port,
+        node_port: (port == PACKET_PORT).then(|| node_port(backend)),
     });
-    let cluster_ip = Ipv4Addr::new(10, 97, high, low).into();
+    service(&name, cluster_ips(backend).to_vec(), &ports, &endpoints)
+}
+
+/// ClusterIP of a Service like any other in a cluster.
+pub fn other_service_ip(index: u16) -> Ipv4Addr {
+    let [high, low] = index.to_be_bytes();
+    Ipv4Addr::new(10, 97, high, low)
+}
+
+/// Its endpoints, on other nodes than the two.
+pub fn other_endpoints(index: u16) -> [Ipv4Addr; 3] {
+    let [high, low] = index.to_be_bytes();
+    [246, 247, 248].map(|number| Ipv4Addr::new(10, number, high, low))
+}
+
+fn other_service(index: u16) -> Vec<Change> {
+    let endpoints = other_endpoints(index).map(|ip| (ip.into(), "elsewhere".to_owned()));
     service(
         &format!("other-{index}"),
-        vec![cluster_ip],
-        &[("http", Protocol::Tcp, 80)],
+        vec![other_service_ip(index).into()],
+        &[ServicePort {
+            name: "http".to_owned(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: None,
+        }],
         &endpoints,
     )
 }
@@ -221,19 +299,13 @@ fn other_service(index: u16) -> Vec<Change> {
 fn service(
     name: &str,
     cluster_ips: Vec<IpAddr>,
-    ports: &[(&str, Protocol, u16)],
+    ports: &[ServicePort],
     endpoints: &[(IpAddr, String)],
 ) -> Vec<Change> {
     let service_name = ObjectName::new("bench", name);
-    let service_ports = ports.iter().map(|&(name, protocol, port)| ServicePort {
-        name: name.to_owned(),
-        protocol,
-        port,
-        node_port: None,
-    });
     let service = Service {
         cluster_ips,
-        ports: service_ports.collect(),
+        ports: ports.to_vec(),
         ..Service::default()
     };
     let mut changes = vec![Change::Service(service_name.clone(), Some(service))];
@@ -243,20 +315,17 @@ fn service(
             .iter()
             .filter(|(ip, _)| ip.is_ipv4() == is_v4)
             .map(|(addr, node)| SliceEndpoint {
-                addr: *addr,
-                ready: true,
-                serving: true,
-                terminating: false,
                 node: Some(node.clone()),
+                ..SliceEndpoint::at(*addr)
             })
             .collect();
         if slice_endpoints.is_empty() {
             continue;
         }
-        let slice_ports = ports.iter().map(|&(name, protocol, port)| SlicePort {
-            name: name.to_owned(),
-            protocol,
-            port,
+        let slice_ports = ports.iter().map(|port| SlicePort {
+            name: port.name.clone(),
+            protocol: port.protocol,
+            port: port.port,
         });
         let slice = EndpointSlice {
             service: service_name.clone(),

@@ -1,21 +1,36 @@
 //! Side-by-side benchmarks: every variant alive at once, one core, slices of milliseconds in one process.
 
+mod agent;
+mod api_stub;
 mod bpf;
 mod cell;
 mod cgroup;
 mod client;
+mod compare;
 mod fairlead;
+mod frame;
+mod instructions;
 mod interleave;
+mod kube_proxy;
 mod live_frames;
+mod metric;
 mod netns;
+mod overlay;
+mod packets;
+mod process;
 mod profile;
+mod program_info;
 mod report;
+mod run;
 mod server;
+mod services;
 mod session;
 mod smoke;
 mod stats;
+mod tun_proxy;
+mod way;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -33,6 +48,10 @@ struct Cli {
 enum Bench {
     /// Services against plain routing, the overlay against the kernel's vxlan: under three minutes.
     Smoke(Options),
+    /// Services at growing numbers, beside kube-proxy's rules and plain routing: under three minutes.
+    Services(Options),
+    /// Ways to the other node, the kernel's, ours and a process's: under three minutes.
+    Overlay(Options),
     /// What each of our programs takes of a packet's CPU.
     Profile {
         #[command(flatten)]
@@ -41,12 +60,30 @@ enum Bench {
         #[arg(long, value_name = "WAY")]
         only: Option<String>,
     },
+    /// What a run of each program costs, as a ratio to an empty program: half a minute.
+    Packets {
+        #[command(flatten)]
+        options: Options,
+        /// Tell what moved beyond its spread since the figures in this file; fail if something got slower.
+        #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "docs/benchmarks.md")]
+        compare: Option<PathBuf>,
+    },
     /// The backend pod's server; started by the benches.
     #[command(hide = true)]
     Serve {
         #[arg(required = true)]
         addresses: Vec<IpAddr>,
     },
+    /// The agent without a daemon around it; started by the benches.
+    #[command(hide = true)]
+    Agent {
+        services: u32,
+        slices: u32,
+        endpoints: u32,
+    },
+    /// A node's proxy between a TUN device and UDP; started by the benches.
+    #[command(hide = true)]
+    TunProxy { own: Ipv4Addr, other: Ipv4Addr },
 }
 
 /// What every bench takes.
@@ -67,6 +104,19 @@ fn main() -> Result<()> {
     match Cli::parse().bench {
         Bench::Smoke(options) => smoke::run(&options),
         Bench::Profile { options, only } => profile::run(&options, only.as_deref()),
+        Bench::Packets { options, compare } => packets::run(&options, compare.as_deref()),
+        Bench::Services(options) => services::run(&options),
+        Bench::Overlay(options) => overlay::run(&options),
+        Bench::Agent {
+            services,
+            slices,
+            endpoints,
+        } => agent::run(api_stub::Shape {
+            services,
+            slices,
+            endpoints,
+        }),
+        Bench::TunProxy { own, other } => tun_proxy::serve(own, other),
         Bench::Serve { addresses } => server::serve(&addresses),
     }
 }

@@ -52,12 +52,12 @@ impl Netns {
 
     /// Runs `ip -batch` inside: one command a line.
     pub fn ip(&self, script: &str) -> Result<()> {
-        self.batch("ip", script)
+        self.feed("ip", &["-batch", "-"], script)
     }
 
     /// Runs `bridge -batch` inside: one command a line.
     pub fn bridge(&self, script: &str) -> Result<()> {
-        self.batch("bridge", script)
+        self.feed("bridge", &["-batch", "-"], script)
     }
 
     /// Writes a sysctl of the namespace, for example `net/ipv4/ip_forward`.
@@ -77,29 +77,32 @@ impl Netns {
         format!("/proc/{}/fd/{}", std::process::id(), self.fd.as_raw_fd())
     }
 
-    fn batch(&self, tool: &str, script: &str) -> Result<()> {
+    /// Runs a program inside with `input` at its standard input; what it prints is thrown away.
+    pub fn feed(&self, program: &str, arguments: &[&str], input: &str) -> Result<()> {
         self.run(|| {
-            let mut child = Command::new(tool)
-                .args(["-batch", "-"])
+            let mut child = Command::new(program)
+                .args(arguments)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::null())
                 .stderr(Stdio::piped())
                 .spawn()
-                .with_context(|| format!("start {tool} (Debian package iproute2)"))?;
+                .with_context(|| format!("start {program} (`cargo xtask setup` installs it)"))?;
             let mut stdin = child
                 .stdin
                 .take()
                 .context("stdin of a child that was asked for a pipe")?;
-            stdin.write_all(script.as_bytes())?;
+            // A program that gives up early says why.
+            let written = stdin.write_all(input.as_bytes());
             drop(stdin);
             let output = child.wait_with_output()?;
             if !output.status.success() {
+                let start: String = input.chars().take(1000).collect();
                 bail!(
-                    "{tool} failed: {}\n{script}",
+                    "{program} failed: {}\n{start}",
                     String::from_utf8_lossy(&output.stderr).trim()
                 );
             }
-            Ok(())
+            Ok(written?)
         })
     }
 }

@@ -3,28 +3,26 @@
 //! Statistics cost some nanoseconds a run and are counted in what they show, so that the shares are a little high.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 
 use crate::Options;
-use crate::bpf::{self, ProgramInfo, Stats};
 use crate::interleave::Samples;
-use crate::live_frames::{LiveFrames, Sink, require_delivery};
+use crate::metric::Metric;
+use crate::program_info::{self, ProgramInfo, Stats};
 use crate::report::{self, Row};
-use crate::server::PACKET_PORT;
-use crate::session::Way;
-use crate::smoke::{self, Cells};
+use crate::run;
+use crate::smoke::Cells;
+use crate::way::{PACKETS, Sinks, Way};
 
 const BENCH: &str = "profile";
 const ROUNDS: usize = 200;
-const PACKETS: u32 = 1000;
 const PACKET: &str = "packet";
 
 /// Runs the bench, prints its table and writes its rows.
 pub fn run(options: &Options, only: Option<&str>) -> Result<()> {
-    bpf::require_jit()?;
-    smoke::prepare(options)?;
+    program_info::require_jit()?;
+    run::prepare(options)?;
     let cells = Cells::new()?;
     let rounds = if options.quick { ROUNDS / 8 } else { ROUNDS };
     let mut rows = Vec::new();
@@ -57,16 +55,13 @@ fn profile(
     rounds: usize,
     sizes: &mut BTreeMap<String, ProgramInfo>,
 ) -> Result<Vec<Row>> {
-    let to = way.packet_address();
-    let sink = Sink::new(way.backend_netns(), to)?;
-    let mut frames = LiveFrames::new(way.cell, SocketAddr::new(to, PACKET_PORT))?;
-    require_delivery(&mut frames, &sink, 1000)?;
+    let mut variant = way.variant(Metric::PacketCpu, &mut Sinks::default())?;
     let _stats = Stats::enable()?;
     let mut packet = Vec::with_capacity(rounds);
     let mut by_program: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     let mut before = programs()?;
     for _ in 0..rounds {
-        packet.push(frames.slice(PACKETS)?);
+        packet.push((variant.slice)()?);
         let after = programs()?;
         for (id, now) in &after {
             let Some(then) = before.get(id) else { continue };
@@ -99,7 +94,7 @@ fn profile(
 }
 
 fn programs() -> Result<BTreeMap<u32, ProgramInfo>> {
-    Ok(bpf::programs()?
+    Ok(program_info::programs()?
         .into_iter()
         .map(|program| (program.id, program))
         .collect())

@@ -1,5 +1,6 @@
 //! The rows of a bench, as a table for people and as JSON for what compares runs.
 
+use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -7,6 +8,9 @@ use serde::Serialize;
 
 use crate::interleave::Samples;
 use crate::stats::Spread;
+
+/// Rounds of a figure that no round was taken of.
+const ONE_VALUE: usize = 1;
 
 /// One figure of one case, beside the case that it is compared with.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -64,9 +68,51 @@ impl Row {
         })
     }
 
+    /// A figure that is compared with nothing, or with the greatest value that is good enough.
+    pub fn absolute(
+        bench: &'static str,
+        case: &str,
+        metric: &'static str,
+        unit: &'static str,
+        value: f64,
+        limit: Option<f64>,
+    ) -> Self {
+        let ratio = limit.map_or(1.0, |limit| value / limit);
+        Self {
+            bench,
+            case: case.to_owned(),
+            metric,
+            unit,
+            median: value,
+            p25: value,
+            p75: value,
+            runs: ONE_VALUE,
+            versus: limit.map_or_else(|| case.to_owned(), |limit| format!("{limit} {unit}")),
+            ratio,
+            ratio_p25: ratio,
+            ratio_p75: ratio,
+            target: limit.map(|_| 1.0),
+        }
+    }
+
     /// False only where a target is set and the ratio is above it.
     pub fn meets_target(&self) -> bool {
         self.target.is_none_or(|target| self.ratio <= target)
+    }
+}
+
+impl Row {
+    /// Whether the target is met, where one is set.
+    fn verdict(&self) -> Option<String> {
+        let target = self.target?;
+        let word = if self.meets_target() { "met" } else { "MISSED" };
+        Some(format!("{target:.2} {word}"))
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {:.3}", self.case, self.metric, self.ratio)
     }
 }
 
@@ -87,22 +133,98 @@ pub fn table(rows: &[Row]) -> String {
         .to_vec(),
     ];
     for row in rows {
-        let target = match row.target {
-            None => String::new(),
-            Some(target) if row.meets_target() => format!("<= {target:.2} met"),
-            Some(target) => format!("<= {target:.2} MISSED"),
-        };
+        let target = row
+            .verdict()
+            .map_or_else(String::new, |verdict| format!("<= {verdict}"));
         lines.push(vec![
             row.metric.to_owned(),
             row.case.clone(),
-            format!("{:.0} {}", row.median, row.unit),
-            format!("{:.0}..{:.0}", row.p25, row.p75),
+            format!("{} {}", number(row.median), row.unit),
+            format!("{}..{}", number(row.p25), number(row.p75)),
             row.versus.clone(),
             format!("{:.3}", row.ratio),
             format!("{:.3}..{:.3}", row.ratio_p25, row.ratio_p75),
             target,
         ]);
     }
+    markdown(lines)
+}
+
+/// Markdown tables with a line for each case and what it is compared with, and a column for each metric: the ratio, and
+/// the target. Figures without a comparison give a table of their own, of values.
+pub fn by_metric(rows: &[Row]) -> String {
+    let (values, ratios): (Vec<&Row>, Vec<&Row>) =
+        rows.iter().partition(|row| row.runs == ONE_VALUE);
+    let ratio = |row: &Row| match row.verdict() {
+        None => format!("{:.3}", row.ratio),
+        Some(verdict) => format!("{:.3} ({verdict})", row.ratio),
+    };
+    let value = |row: &Row| {
+        let text = format!("{} {}", number(row.median), row.unit);
+        match row.verdict() {
+            None => text,
+            Some(verdict) => format!("{text} ({} {})", row.versus, &verdict[5..]),
+        }
+    };
+    let mut text = columns(&ratios, "ratio", ratio, |row| {
+        format!("{} / {}", row.case, row.versus)
+    });
+    if !values.is_empty() {
+        text.push('\n');
+        text += &columns(&values, "value", value, |row| row.case.clone());
+    }
+    text
+}
+
+fn columns(
+    rows: &[&Row],
+    head: &str,
+    cell: impl Fn(&Row) -> String,
+    line: impl Fn(&Row) -> String,
+) -> String {
+    let mut metrics: Vec<&str> = Vec::new();
+    let mut lines: Vec<Vec<String>> = Vec::new();
+    for row in rows {
+        let column = match metrics.iter().position(|metric| *metric == row.metric) {
+            Some(column) => column,
+            None => {
+                metrics.push(row.metric);
+                metrics.len() - 1
+            }
+        };
+        let name = line(row);
+        let index = match lines.iter().position(|line| line[0] == name) {
+            Some(index) => index,
+            None => {
+                lines.push(vec![name]);
+                lines.len() - 1
+            }
+        };
+        if lines[index].len() < column + 2 {
+            lines[index].resize(column + 2, String::new());
+        }
+        lines[index][column + 1] = cell(row);
+    }
+    for line in &mut lines {
+        line.resize(metrics.len() + 1, String::new());
+    }
+    let head = [head].into_iter().chain(metrics).map(str::to_owned);
+    lines.insert(0, head.collect());
+    markdown(lines)
+}
+
+/// With three digits at least.
+fn number(value: f64) -> String {
+    let decimals = match value {
+        value if value >= 100.0 => 0,
+        value if value >= 10.0 => 1,
+        _ => 2,
+    };
+    format!("{value:.decimals$}")
+}
+
+/// A Markdown table; the first line is its head.
+pub fn markdown(mut lines: Vec<Vec<String>>) -> String {
     let widths: Vec<usize> = (0..lines[0].len())
         .map(|column| {
             lines
@@ -175,6 +297,28 @@ mod tests {
         assert!(row(Some(0.9)).meets_target());
         assert!(!row(Some(0.89)).meets_target());
         assert!(table(&[row(Some(0.89))]).contains("MISSED"));
+    }
+
+    #[test]
+    fn ratios_and_values_stand_in_tables_of_their_own() {
+        let value = Row::absolute("services", "agent", "memory", "MiB", 120.0, Some(100.0));
+        let other = Row {
+            metric: "connect_p50",
+            case: "socket".to_owned(),
+            ..row(Some(0.5))
+        };
+        let text = by_metric(&[row(None), other, value]);
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split('|').map(str::trim).collect())
+            .collect();
+        assert_eq!(lines[0], ["", "ratio", "packet_cpu", "connect_p50", ""]);
+        assert_eq!(lines[2], ["", "ours / theirs", "0.900", "", ""]);
+        assert_eq!(
+            lines[3],
+            ["", "socket / theirs", "", "0.900 (0.50 MISSED)", ""]
+        );
+        assert_eq!(lines[7], ["", "agent", "120 MiB (100 MiB MISSED)", ""]);
     }
 
     #[test]

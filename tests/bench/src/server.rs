@@ -1,19 +1,19 @@
-//! The backend pod's process: answers requests, closes connections first, swallows streams.
+//! The backend pod's process: answers requests, closes connections first, swallows streams, counts datagrams.
 //!
-//! It is a process of its own, as a pod is, on the same core as the client; it ends when its standard input does,
-//! so also when the bench is killed.
+//! It is a process of its own, as a pod is, on the same core as the client.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::netns::Netns;
+use crate::client::BUFFER;
+use crate::process::be_ready;
 
 /// Port of the service that answers each request on a kept connection.
 pub const ANSWER_PORT: u16 = 8080;
@@ -21,62 +21,15 @@ pub const ANSWER_PORT: u16 = 8080;
 pub const CLOSE_PORT: u16 = 8081;
 /// Port of the service that reads and throws away.
 pub const SINK_PORT: u16 = 8082;
-/// UDP port that live frames are sent to; nobody listens, they are dropped before.
+/// UDP port that live frames are sent to; they are dropped before. Whatever else comes there is sent back.
 pub const PACKET_PORT: u16 = 8083;
+/// UDP port that counts datagrams.
+pub const DATAGRAM_PORT: u16 = 8084;
 
 /// Bytes of a request and of its answer.
 pub const MESSAGE_LEN: usize = 64;
 
-/// The running process; it goes when this does.
-#[derive(Debug)]
-pub struct Server {
-    child: Child,
-    _stdin: ChildStdin,
-}
-
-impl Server {
-    /// Starts the process inside `netns` and waits until it listens on each of `addresses`.
-    pub fn start(netns: &Netns, addresses: &[IpAddr]) -> Result<Self> {
-        let program = std::env::current_exe().context("find the path of this program")?;
-        let mut child = netns.run(|| {
-            Command::new(program)
-                .arg("serve")
-                .args(addresses.iter().map(IpAddr::to_string))
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .context("start the server")
-        })?;
-        let stdin = child
-            .stdin
-            .take()
-            .context("stdin of a child that was asked for a pipe")?;
-        let stdout = child
-            .stdout
-            .take()
-            .context("stdout of a child that was asked for a pipe")?;
-        let server = Self {
-            child,
-            _stdin: stdin,
-        };
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
-        if line != "ready\n" {
-            bail!("the server on {addresses:?} did not start");
-        }
-        Ok(server)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already; then there is nothing to do.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The process itself: listens on `addresses`, says so, and serves until its standard input ends.
+/// Listens on `addresses` and serves until nobody needs it.
 pub fn serve(addresses: &[IpAddr]) -> Result<()> {
     for &address in addresses {
         for (port, handle) in [
@@ -90,10 +43,18 @@ pub fn serve(addresses: &[IpAddr]) -> Result<()> {
             use_cubic(&listener)?;
             thread::spawn(move || accept(&listener, handle));
         }
+        for (port, handle) in [
+            (PACKET_PORT, send_back as fn(&UdpSocket) -> io::Result<()>),
+            (DATAGRAM_PORT, count),
+        ] {
+            let address = SocketAddr::new(address, port);
+            let socket =
+                UdpSocket::bind(address).with_context(|| format!("listen on {address}"))?;
+            setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
+            thread::spawn(move || handle(&socket));
+        }
     }
-    println!("ready");
-    std::io::stdin().read_to_end(&mut Vec::new())?;
-    Ok(())
+    be_ready()
 }
 
 /// Pacing, as bbr does it, would measure its timers. The machine's own setting stays as it is.
@@ -127,6 +88,34 @@ fn answer_once(mut stream: TcpStream) {
     if stream.read_exact(&mut message).is_ok() {
         // A client that went away measures nothing.
         let _ = stream.write_all(&message);
+    }
+}
+
+fn send_back(socket: &UdpSocket) -> io::Result<()> {
+    let mut message = [0; MESSAGE_LEN];
+    loop {
+        let (len, from) = socket.recv_from(&mut message)?;
+        // A client that went away measures nothing.
+        let _ = socket.send_to(&message[..len], from);
+    }
+}
+
+/// Counts each client's datagrams; one of eight bytes is a mark, and is answered with itself and the count so far.
+fn count(socket: &UdpSocket) -> io::Result<()> {
+    let mut message = [0; MESSAGE_LEN];
+    let mut counts = HashMap::new();
+    loop {
+        let (len, from) = socket.recv_from(&mut message)?;
+        let received = counts.entry(from).or_insert(0_u64);
+        if len == 8 {
+            let mut answer = [0; 16];
+            answer[..8].copy_from_slice(&message[..8]);
+            answer[8..].copy_from_slice(&received.to_be_bytes());
+            // As above.
+            let _ = socket.send_to(&answer, from);
+        } else {
+            *received += 1;
+        }
     }
 }
 

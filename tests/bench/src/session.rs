@@ -1,54 +1,23 @@
 //! A session: ways from the client to a backend, measured in turns, and the rows that are made of them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use crate::cell::{Cell, PodAddress, SAME_NODE};
-use crate::cgroup::Cgroup;
-use crate::client::{Connects, Requests, Stream};
-use crate::interleave::{Samples, Variant, interleave};
-use crate::live_frames::{LiveFrames, Sink, require_delivery};
-use crate::netns::Netns;
+use crate::interleave::{Samples, interleave};
+use crate::kube_proxy::UDP_TIMEOUT;
+use crate::metric::Metric;
 use crate::report::Row;
-use crate::server::{ANSWER_PORT, CLOSE_PORT, PACKET_PORT, SINK_PORT};
+use crate::way::{Sinks, Way};
 
-/// How far the same thing measured twice may differ; beyond it the run says nothing.
-pub const NOISE_LIMIT: f64 = 0.02;
 /// How often a session is tried until its noise rows are good.
-pub const ATTEMPTS: usize = 4;
-
-/// What is measured.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Metric {
-    /// Median latency of a request and its answer of 64 bytes on a kept TCP connection.
-    RequestResponse,
-    /// Median latency of `connect()`.
-    Connect,
-    /// CPU time of a packet of an established UDP flow, from the client pod's veth into the backend pod.
-    PacketCpu,
-    /// Time of a KiB in a TCP stream with segmentation offload.
-    StreamTime,
-}
-
-/// One way from the client to a backend.
-#[derive(Clone, Copy, Debug)]
-pub struct Way<'a> {
-    pub name: &'static str,
-    pub cell: &'a Cell,
-    /// The address that the client asks for.
-    pub to: IpAddr,
-    /// The pod that answers.
-    pub backend: PodAddress,
-    /// The client connects as a member of this cgroup, whose programs translate the address once.
-    pub cgroup: Option<&'a Cgroup>,
-}
+const ATTEMPTS: usize = 4;
 
 /// A case and what it is compared with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Comparison {
-    pub case: &'static str,
-    pub versus: &'static str,
+    pub case: String,
+    pub versus: String,
     pub kind: Kind,
 }
 
@@ -57,8 +26,8 @@ pub struct Comparison {
 pub enum Kind {
     /// The same thing twice.
     Noise,
-    /// Greatest ratio of request/response, connect and packet CPU.
-    Target([f64; 3]),
+    /// The greatest ratios that are good enough.
+    Target(&'static [(Metric, f64)]),
     /// To know.
     Plain,
 }
@@ -67,84 +36,131 @@ pub enum Kind {
 #[derive(Debug)]
 pub struct Session<'a> {
     pub ways: Vec<Way<'a>>,
-    pub comparisons: &'static [Comparison],
+    pub comparisons: Vec<Comparison>,
     pub metrics: &'static [Metric],
+    /// So many times fewer rounds than the metric's own: where there are many ways.
+    pub fewer_rounds: usize,
 }
 
-/// What measuring gave.
-#[derive(Debug)]
+/// What the sessions of a bench gave.
+#[derive(Debug, Default)]
 pub struct Outcome {
     pub rows: Vec<Row>,
-    /// Every noise row is within the limit.
-    pub quiet: bool,
-}
-
-impl Metric {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::RequestResponse => "request_response_p50",
-            Self::Connect => "connect_p50",
-            Self::PacketCpu => "packet_cpu",
-            Self::StreamTime => "stream_time",
-        }
-    }
-
-    fn unit(self) -> &'static str {
-        match self {
-            Self::StreamTime => "ns/KiB",
-            _ => "ns",
-        }
-    }
-
-    /// Rounds that make the noise row hold within half a percent on a quiet machine (streams: a few percent).
-    fn rounds(self) -> usize {
-        match self {
-            Self::RequestResponse | Self::PacketCpu => 800,
-            Self::Connect => 600,
-            Self::StreamTime => 1200,
-        }
-    }
+    /// Metrics with a target whose noise row was off each time.
+    rejected: Vec<&'static str>,
 }
 
 impl Comparison {
+    pub fn new(case: impl Into<String>, versus: impl Into<String>, kind: Kind) -> Self {
+        Self {
+            case: case.into(),
+            versus: versus.into(),
+            kind,
+        }
+    }
+
     fn target(&self, metric: Metric) -> Option<f64> {
-        let Kind::Target([request_response, connect, packet_cpu]) = self.kind else {
+        let Kind::Target(targets) = self.kind else {
             return None;
         };
-        match metric {
-            Metric::RequestResponse => Some(request_response),
-            Metric::Connect => Some(connect),
-            Metric::PacketCpu => Some(packet_cpu),
-            Metric::StreamTime => None,
+        targets
+            .iter()
+            .find(|(of, _)| *of == metric)
+            .map(|(_, ratio)| *ratio)
+    }
+}
+
+impl Outcome {
+    /// Measures a session's metrics one after the other.
+    pub fn measure(
+        &mut self,
+        bench: &'static str,
+        session: &Session<'_>,
+        quick: bool,
+    ) -> Result<()> {
+        for &metric in session.metrics {
+            match session.measure(bench, metric, quick)? {
+                Some(rows) => self.rows.extend(rows),
+                None if session.has_target(metric) => self.rejected.push(metric.name()),
+                None => eprintln!(
+                    "{} from {} is left out: too much noise",
+                    metric.name(),
+                    session.ways[0].name
+                ),
+            }
         }
+        Ok(())
+    }
+
+    /// Fails where a noise row or a target says so.
+    pub fn verdict(&self) -> Result<()> {
+        if !self.rejected.is_empty() {
+            bail!(
+                "rejected: the noise row of {} was off by too much in each of {ATTEMPTS} runs: quieten the machine and \
+                 run again",
+                self.rejected.join(", ")
+            );
+        }
+        let missed: Vec<String> = self
+            .rows
+            .iter()
+            .filter(|row| !row.meets_target())
+            .map(Row::to_string)
+            .collect();
+        if !missed.is_empty() {
+            bail!("targets missed: {}", missed.join(", "));
+        }
+        Ok(())
     }
 }
 
 impl Session<'_> {
-    /// Measures one metric until the noise rows are within the limit, at most [`ATTEMPTS`] times.
-    pub fn measure(&self, bench: &'static str, metric: Metric, quick: bool) -> Result<Outcome> {
-        let mut attempt = 1;
-        loop {
+    /// Measures one metric until the noise rows are within the limit, at most [`ATTEMPTS`] times; `None` if they never
+    /// were.
+    fn measure(
+        &self,
+        bench: &'static str,
+        metric: Metric,
+        quick: bool,
+    ) -> Result<Option<Vec<Row>>> {
+        for _ in 0..ATTEMPTS {
             let samples = self.sample(metric, quick)?;
-            let outcome = self.outcome(bench, metric, &samples)?;
-            if outcome.quiet || attempt == ATTEMPTS {
-                return Ok(outcome);
+            let (rows, noise) = self.rows(bench, metric, &samples)?;
+            let quiet = noise <= metric.noise_limit();
+            eprintln!(
+                "{:<22} {:<20} noise {:.1} %{}",
+                metric.name(),
+                self.ways[0].name,
+                noise * 100.0,
+                if quiet { "" } else { ": rejected" }
+            );
+            if quiet {
+                return Ok(Some(rows));
             }
-            attempt += 1;
         }
+        Ok(None)
     }
 
-    fn outcome(&self, bench: &'static str, metric: Metric, samples: &Samples) -> Result<Outcome> {
+    /// The rows, and by how much the noise rows are off.
+    fn rows(
+        &self,
+        bench: &'static str,
+        metric: Metric,
+        samples: &Samples,
+    ) -> Result<(Vec<Row>, f64)> {
         let mut rows = Vec::new();
         let mut worst = 0.0_f64;
-        for comparison in self.comparisons {
+        for comparison in &self.comparisons {
+            if !self.has(&comparison.case, metric) || !self.has(&comparison.versus, metric) {
+                continue;
+            }
             let mut row = Row::new(
                 bench,
                 metric.name(),
                 metric.unit(),
                 samples,
-                comparison.case,
-                comparison.versus,
+                &comparison.case,
+                &comparison.versus,
             )?;
             row.target = comparison.target(metric);
             if matches!(comparison.kind, Kind::Noise) {
@@ -152,98 +168,36 @@ impl Session<'_> {
             }
             rows.push(row);
         }
-        let quiet = worst <= NOISE_LIMIT;
-        let verdict = if quiet { "" } else { ": rejected" };
-        eprintln!(
-            "{:<20} {:<20} noise {:.1} %{verdict}",
-            metric.name(),
-            self.ways[0].name,
-            worst * 100.0
-        );
-        Ok(Outcome { rows, quiet })
+        Ok((rows, worst))
     }
 
     fn sample(&self, metric: Metric, quick: bool) -> Result<Samples> {
-        let rounds = if quick {
-            metric.rounds() / 8
-        } else {
-            metric.rounds()
-        };
-        // They stay attached until the last round is over.
-        let mut sinks = Vec::new();
+        let rounds = metric.rounds() / self.fewer_rounds / if quick { 8 } else { 1 };
+        if metric == Metric::NewFlowCpu && self.ways.iter().any(|way| way.cell.netfilter) {
+            // The flows of an earlier try must be over.
+            thread::sleep(2 * UDP_TIMEOUT);
+        }
+        let mut sinks = Sinks::default();
         let mut variants = Vec::new();
-        for way in &self.ways {
+        for way in self.ways.iter().filter(|way| way.has(metric)) {
             let describe = || format!("prepare {} for {}", way.name, metric.name());
-            let (variant, sink) = way.variant(metric).with_context(describe)?;
-            variants.push(variant);
-            sinks.extend(sink);
+            variants.push(way.variant(metric, &mut sinks).with_context(describe)?);
         }
         interleave(&mut variants, rounds)
     }
 
+    /// Whether the metric is measured on the way of this name; a name that no way has fails later.
+    fn has(&self, name: &str, metric: Metric) -> bool {
+        self.ways
+            .iter()
+            .find(|way| way.name == name)
+            .is_none_or(|way| way.has(metric))
+    }
+
     /// Whether a metric of this session has a target to meet.
-    pub fn has_target(&self, metric: Metric) -> bool {
+    fn has_target(&self, metric: Metric) -> bool {
         self.comparisons
             .iter()
             .any(|comparison| comparison.target(metric).is_some())
-    }
-}
-
-impl<'a> Way<'a> {
-    /// What one slice does: a few milliseconds of one metric.
-    fn variant(&self, metric: Metric) -> Result<(Variant<'a>, Option<Sink>)> {
-        let Way {
-            name,
-            cell,
-            to,
-            cgroup,
-            ..
-        } = *self;
-        let client = &cell.client;
-        let at = |port| SocketAddr::new(to, port);
-        Ok(match metric {
-            Metric::RequestResponse => {
-                let _member = cgroup.map(Cgroup::join).transpose()?;
-                let mut requests = Requests::new(client, at(ANSWER_PORT))?;
-                (Variant::new(name, move || requests.slice(100)), None)
-            }
-            Metric::Connect => {
-                let mut connects = Connects::new(client, at(CLOSE_PORT));
-                let slice = move || {
-                    let _member = cgroup.map(Cgroup::join).transpose()?;
-                    connects.slice(20)
-                };
-                (Variant::new(name, slice), None)
-            }
-            Metric::StreamTime => {
-                let _member = cgroup.map(Cgroup::join).transpose()?;
-                let mut stream = Stream::new(client, at(SINK_PORT))?;
-                (Variant::new(name, move || stream.slice(16)), None)
-            }
-            Metric::PacketCpu => {
-                let sink = Sink::new(self.backend_netns(), to)?;
-                let mut frames =
-                    LiveFrames::new(cell, SocketAddr::new(self.packet_address(), PACKET_PORT))?;
-                require_delivery(&mut frames, &sink, 1000)?;
-                (Variant::new(name, move || frames.slice(1000)), Some(sink))
-            }
-        })
-    }
-
-    /// What the packets carry: behind the socket programs they go to the backend itself.
-    pub fn packet_address(&self) -> IpAddr {
-        match self.cgroup {
-            None => self.to,
-            Some(_) if self.to.is_ipv4() => self.backend.v4().into(),
-            Some(_) => self.backend.v6().into(),
-        }
-    }
-
-    pub fn backend_netns(&self) -> &'a Netns {
-        if self.backend == SAME_NODE {
-            &self.cell.same_node
-        } else {
-            &self.cell.other_node
-        }
     }
 }

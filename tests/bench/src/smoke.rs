@@ -1,24 +1,30 @@
 //! `smoke`: services through our programs against plain routing, our overlay against the kernel's vxlan.
 
-use std::net::IpAddr;
-use std::time::Instant;
-
-use anyhow::{Context, Result, bail};
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
+use anyhow::Result;
+use node_agent_maps::Dataplane;
 use node_agent_overlay::Mode;
 
 use crate::Options;
-use crate::bpf;
-use crate::cell::{Cell, OTHER_NODE, PodAddress, SAME_NODE, Underlay};
+use crate::cell::{Cell, OTHER_NODE, SAME_NODE, Underlay};
 use crate::cgroup::Cgroup;
-use crate::fairlead::{cluster_ips, install, private_bpffs};
-use crate::report::{self, Row};
-use crate::session::{ATTEMPTS, Comparison, Kind, Metric, NOISE_LIMIT, Session, Way};
+use crate::fairlead::{Setup, cluster_ips, install};
+use crate::metric::Metric;
+use crate::run::Bench;
+use crate::session::{Comparison, Kind, Session};
+use crate::way::Way;
 
 const BENCH: &str = "smoke";
-const SERVICE: Kind = Kind::Target([0.95, 1.05, 0.85]);
-const OVERLAY: Kind = Kind::Target([0.75, 0.80, 0.50]);
+const SERVICE: Kind = Kind::Target(&[
+    (Metric::RequestResponse, 0.95),
+    (Metric::Connect, 1.05),
+    (Metric::PacketCpu, 0.85),
+]);
+const OVERLAY: Kind = Kind::Target(&[
+    (Metric::RequestResponse, 0.75),
+    (Metric::Connect, 0.80),
+    (Metric::PacketCpu, 0.50),
+]);
+const ALL_FAMILIES: &[Metric] = &[Metric::RequestResponse, Metric::Connect, Metric::PacketCpu];
 
 /// Every cell is alive at once, with the same addresses.
 #[derive(Debug)]
@@ -33,11 +39,13 @@ pub struct Cells {
     pub vxlan_again: Cell,
     pub overlay: Cell,
     pub cgroup: Cgroup,
+    /// Of the three cells with our programs.
+    dataplanes: [Vec<Dataplane>; 3],
 }
 
 impl Cells {
     pub fn new() -> Result<Self> {
-        let cells = Self {
+        let mut cells = Self {
             routing: Cell::new(Underlay::Routing)?,
             routing_again: Cell::new(Underlay::Routing)?,
             service: Cell::new(Underlay::Routing)?,
@@ -46,10 +54,17 @@ impl Cells {
             vxlan_again: Cell::new(Underlay::KernelVxlan)?,
             overlay: Cell::new(Underlay::Overlay)?,
             cgroup: Cgroup::new("client")?,
+            dataplanes: Default::default(),
         };
-        install(&cells.service, "service", Mode::Direct, None)?;
-        install(&cells.socket, "socket", Mode::Direct, Some(&cells.cgroup))?;
-        install(&cells.overlay, "overlay", Mode::Vxlan, None)?;
+        let socket = Setup {
+            cgroup: Some(&cells.cgroup),
+            ..Setup::new("socket", Mode::Direct)
+        };
+        cells.dataplanes = [
+            install(&cells.service, &Setup::new("service", Mode::Direct))?,
+            install(&cells.socket, &socket)?,
+            install(&cells.overlay, &Setup::new("overlay", Mode::Vxlan))?,
+        ];
         Ok(cells)
     }
 
@@ -57,39 +72,38 @@ impl Cells {
     pub fn other_node(&self) -> Session<'_> {
         let pod = OTHER_NODE.v4().into();
         let service = cluster_ips(OTHER_NODE)[0];
-        let socket = way("cluster-ip-socket", &self.socket, service, OTHER_NODE);
+        let way = |name, cell, to| Way::new(name, cell, to, OTHER_NODE);
+        let [by_packet, by_socket, by_overlay] = &self.dataplanes;
         Session {
             ways: vec![
-                way("routing", &self.routing, pod, OTHER_NODE),
-                way("routing-again", &self.routing_again, pod, OTHER_NODE),
-                way("cluster-ip", &self.service, service, OTHER_NODE),
-                Way {
-                    cgroup: Some(&self.cgroup),
-                    ..socket
-                },
-                way("kernel-vxlan", &self.vxlan, pod, OTHER_NODE),
-                way("kernel-vxlan-again", &self.vxlan_again, pod, OTHER_NODE),
-                way("overlay", &self.overlay, pod, OTHER_NODE),
-                way("overlay-cluster-ip", &self.overlay, service, OTHER_NODE),
+                way("routing", &self.routing, pod),
+                way("routing-again", &self.routing_again, pod),
+                way("cluster-ip", &self.service, service).by(by_packet),
+                way("cluster-ip-socket", &self.socket, service)
+                    .by(by_socket)
+                    .inside(&self.cgroup),
+                way("kernel-vxlan", &self.vxlan, pod),
+                way("kernel-vxlan-again", &self.vxlan_again, pod),
+                way("overlay", &self.overlay, pod).by(by_overlay),
+                way("overlay-cluster-ip", &self.overlay, service).by(by_overlay),
             ],
-            comparisons: const {
-                &[
-                    compare("routing-again", "routing", Kind::Noise),
-                    compare("kernel-vxlan-again", "kernel-vxlan", Kind::Noise),
-                    compare("cluster-ip", "routing", SERVICE),
-                    compare("cluster-ip-socket", "routing", SERVICE),
-                    compare("overlay", "kernel-vxlan", OVERLAY),
-                    compare("overlay", "routing", Kind::Plain),
-                    compare("overlay-cluster-ip", "kernel-vxlan", Kind::Plain),
-                    compare("kernel-vxlan", "routing", Kind::Plain),
-                ]
-            },
+            comparisons: vec![
+                Comparison::new("routing-again", "routing", Kind::Noise),
+                Comparison::new("kernel-vxlan-again", "kernel-vxlan", Kind::Noise),
+                Comparison::new("cluster-ip", "routing", SERVICE),
+                Comparison::new("cluster-ip-socket", "routing", SERVICE),
+                Comparison::new("overlay", "kernel-vxlan", OVERLAY),
+                Comparison::new("overlay", "routing", Kind::Plain),
+                Comparison::new("overlay-cluster-ip", "kernel-vxlan", Kind::Plain),
+                Comparison::new("kernel-vxlan", "routing", Kind::Plain),
+            ],
             metrics: &[
                 Metric::RequestResponse,
                 Metric::Connect,
                 Metric::PacketCpu,
                 Metric::StreamTime,
             ],
+            fewer_rounds: 1,
         }
     }
 
@@ -97,24 +111,20 @@ impl Cells {
     pub fn same_node(&self) -> Session<'_> {
         let pod = SAME_NODE.v4().into();
         let service = cluster_ips(SAME_NODE)[0];
+        let way = |name, cell, to| Way::new(name, cell, to, SAME_NODE);
+        let [by_packet, ..] = &self.dataplanes;
         Session {
             ways: vec![
-                way("routing/same-node", &self.routing, pod, SAME_NODE),
-                way(
-                    "routing-again/same-node",
-                    &self.routing_again,
-                    pod,
-                    SAME_NODE,
-                ),
-                way("cluster-ip/same-node", &self.service, service, SAME_NODE),
+                way("routing/same-node", &self.routing, pod),
+                way("routing-again/same-node", &self.routing_again, pod),
+                way("cluster-ip/same-node", &self.service, service).by(by_packet),
             ],
-            comparisons: const {
-                &[
-                    compare("routing-again/same-node", "routing/same-node", Kind::Noise),
-                    compare("cluster-ip/same-node", "routing/same-node", Kind::Plain),
-                ]
-            },
-            metrics: &[Metric::RequestResponse, Metric::Connect, Metric::PacketCpu],
+            comparisons: vec![
+                Comparison::new("routing-again/same-node", "routing/same-node", Kind::Noise),
+                Comparison::new("cluster-ip/same-node", "routing/same-node", Kind::Plain),
+            ],
+            metrics: ALL_FAMILIES,
+            fewer_rounds: 1,
         }
     }
 
@@ -122,117 +132,33 @@ impl Cells {
     pub fn ipv6(&self) -> Session<'_> {
         let pod = OTHER_NODE.v6().into();
         let service = cluster_ips(OTHER_NODE)[1];
+        let way = |name, cell, to| Way::new(name, cell, to, OTHER_NODE);
+        let plain = |case| Comparison::new(case, "routing/ipv6", Kind::Plain);
+        let [by_packet, _, by_overlay] = &self.dataplanes;
         Session {
             ways: vec![
-                way("routing/ipv6", &self.routing, pod, OTHER_NODE),
-                way("routing-again/ipv6", &self.routing_again, pod, OTHER_NODE),
-                way("cluster-ip/ipv6", &self.service, service, OTHER_NODE),
-                way("overlay/ipv6", &self.overlay, pod, OTHER_NODE),
-                way(
-                    "overlay-cluster-ip/ipv6",
-                    &self.overlay,
-                    service,
-                    OTHER_NODE,
-                ),
+                way("routing/ipv6", &self.routing, pod),
+                way("routing-again/ipv6", &self.routing_again, pod),
+                way("cluster-ip/ipv6", &self.service, service).by(by_packet),
+                way("overlay/ipv6", &self.overlay, pod).by(by_overlay),
+                way("overlay-cluster-ip/ipv6", &self.overlay, service).by(by_overlay),
             ],
-            comparisons: const {
-                &[
-                    compare("routing-again/ipv6", "routing/ipv6", Kind::Noise),
-                    compare("cluster-ip/ipv6", "routing/ipv6", Kind::Plain),
-                    compare("overlay-cluster-ip/ipv6", "routing/ipv6", Kind::Plain),
-                    compare("overlay/ipv6", "routing/ipv6", Kind::Plain),
-                ]
-            },
-            metrics: &[Metric::RequestResponse, Metric::Connect, Metric::PacketCpu],
+            comparisons: vec![
+                Comparison::new("routing-again/ipv6", "routing/ipv6", Kind::Noise),
+                plain("cluster-ip/ipv6"),
+                plain("overlay-cluster-ip/ipv6"),
+                plain("overlay/ipv6"),
+            ],
+            metrics: ALL_FAMILIES,
+            fewer_rounds: 1,
         }
     }
 }
 
 /// Runs the bench, prints its table and writes its rows.
 pub fn run(options: &Options) -> Result<()> {
-    let start = Instant::now();
-    bpf::require_jit()?;
-    if bpf::stats_are_on() {
-        bail!("kernel.bpf_stats_enabled is 1, which costs 2 %: set it to 0");
-    }
-    prepare(options)?;
+    let mut bench = Bench::start(BENCH, options)?;
     let cells = Cells::new()?;
-    eprintln!("cells after {:.1} s", start.elapsed().as_secs_f64());
-    let mut rows = Vec::new();
-    let mut rejected = Vec::new();
-    for session in [cells.other_node(), cells.same_node(), cells.ipv6()] {
-        for &metric in session.metrics {
-            let outcome = session.measure(BENCH, metric, options.quick)?;
-            if outcome.quiet {
-                rows.extend(outcome.rows);
-            } else if session.has_target(metric) {
-                rejected.push(metric.name());
-            } else {
-                eprintln!(
-                    "{} from {} is left out: too much noise",
-                    metric.name(),
-                    session.ways[0].name
-                );
-            }
-        }
-    }
-    finish(options, &rows, &rejected, start)
-}
-
-/// One core for this process and every server that it starts, and a bpffs of its own.
-pub fn prepare(options: &Options) -> Result<()> {
-    let cpu = match options.cpu {
-        Some(cpu) => cpu,
-        None => std::thread::available_parallelism()?.get() - 1,
-    };
-    let mut set = CpuSet::new();
-    set.set(cpu)
-        .with_context(|| format!("--cpu {cpu}: there is no such core"))?;
-    sched_setaffinity(Pid::from_raw(0), &set)
-        .with_context(|| format!("--cpu {cpu}: cannot run there"))?;
-    private_bpffs()
-}
-
-/// Prints, writes, and fails where a noise row or a target says so.
-fn finish(options: &Options, rows: &[Row], rejected: &[&str], start: Instant) -> Result<()> {
-    print!("{}", report::table(rows));
-    eprintln!(
-        "{} rows in {:.0} s",
-        rows.len(),
-        start.elapsed().as_secs_f64()
-    );
-    if let Some(path) = &options.json {
-        report::write_json(path, rows)?;
-    }
-    if !rejected.is_empty() {
-        bail!(
-            "rejected: the noise row of {} was off by more than {:.0} % in each of {ATTEMPTS} runs: quieten the \
-             machine and run again",
-            rejected.join(", "),
-            NOISE_LIMIT * 100.0
-        );
-    }
-    let missed: Vec<String> = rows
-        .iter()
-        .filter(|row| !row.meets_target())
-        .map(|row| format!("{} {} {:.3}", row.case, row.metric, row.ratio))
-        .collect();
-    if !missed.is_empty() {
-        bail!("targets missed: {}", missed.join(", "));
-    }
-    Ok(())
-}
-
-fn way<'a>(name: &'static str, cell: &'a Cell, to: IpAddr, backend: PodAddress) -> Way<'a> {
-    Way {
-        name,
-        cell,
-        to,
-        backend,
-        cgroup: None,
-    }
-}
-
-const fn compare(case: &'static str, versus: &'static str, kind: Kind) -> Comparison {
-    Comparison { case, versus, kind }
+    bench.measure(&[cells.other_node(), cells.same_node(), cells.ipv6()])?;
+    bench.finish()
 }

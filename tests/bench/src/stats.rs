@@ -34,8 +34,8 @@ pub fn median(samples: &mut [f64]) -> f64 {
     quantile(samples, 0.5)
 }
 
-/// Linear between the two nearest samples.
-fn quantile(sorted: &[f64], fraction: f64) -> f64 {
+/// Of sorted samples, linear between the two nearest.
+pub fn quantile(sorted: &[f64], fraction: f64) -> f64 {
     let position = fraction * (sorted.len() - 1) as f64;
     let below = sorted[position.floor() as usize];
     let above = sorted[position.ceil() as usize];

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
@@ -124,6 +124,46 @@ async fn endpoint_slices_follow_the_life_of_their_pods() {
             .len()
     })
     .await;
+}
+
+/// The addresses of Endpoints `web`, those that are not ready with a `!` before; `None` without Endpoints.
+async fn legacy_endpoints(cluster: &ControlPlane) -> Option<Vec<String>> {
+    let endpoints = cluster.here::<Endpoints>().get_opt("web").await.unwrap()?;
+    let mut found = Vec::new();
+    for subset in endpoints.subsets.into_iter().flatten() {
+        let ready = subset.addresses.into_iter().flatten();
+        found.extend(ready.map(|address| address.ip));
+        let not_ready = subset.not_ready_addresses.into_iter().flatten();
+        found.extend(not_ready.map(|address| format!("!{}", address.ip)));
+    }
+    Some(found)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_say_what_the_slices_say() {
+    let cluster = ControlPlane::start(quick()).await;
+    cluster.add_node("a").await;
+    // Those of a Service without selector are somebody else's.
+    let foreign =
+        json!({"metadata": {"name": "foreign"}, "subsets": [{"addresses": [{"ip": "192.0.2.1"}]}]});
+    create(&cluster.here::<Endpoints>(), foreign).await;
+    add_service(&cluster).await;
+    let legacy = || legacy_endpoints(&cluster);
+    eventually("endpoints of no pods", Some(Vec::new()), legacy).await;
+    for (name, address) in [("web-1", "10.244.0.2"), ("web-2", "10.244.0.1")] {
+        cluster.add_pod(name, "web", "100m", json!({})).await;
+        cluster.set_pod(name, address, true).await;
+    }
+    let both = Some(lines(["10.244.0.1", "10.244.0.2"]));
+    eventually("two ready pods", both, legacy).await;
+    cluster.set_pod("web-2", "10.244.0.1", false).await;
+    let one = Some(lines(["10.244.0.2", "!10.244.0.1"]));
+    eventually("one is not ready", one, legacy).await;
+    let now = DeleteParams::default();
+    cluster.here::<Service>().delete("web", &now).await.unwrap();
+    eventually("no service, no endpoints", None, legacy).await;
+    let foreign = cluster.here::<Endpoints>().get("foreign").await.unwrap();
+    assert!(foreign.subsets.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -339,4 +379,87 @@ async fn a_deleted_namespace_loses_its_content_and_then_itself() {
             .count()
     };
     assert_eq!((of("doomed"), of("neighbour")), (0, 3));
+}
+
+/// Makes a ConfigMap with these owners; answers it.
+async fn owned(cluster: &ControlPlane, name: &str, owners: &[&ConfigMap]) -> ConfigMap {
+    let owners = owners.iter().map(|owner| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "name": owner.name_any(), "uid": owner.uid()})
+    });
+    let owners: Vec<_> = owners.collect();
+    let map = json!({"metadata": {"name": name, "ownerReferences": owners}});
+    create(&cluster.here::<ConfigMap>(), map).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_owns_any_more_goes_with_what_it_owns_itself() {
+    let cluster = ControlPlane::start(quick()).await;
+    let maps = cluster.here::<ConfigMap>();
+    let top = owned(&cluster, "top", &[]).await;
+    let other = owned(&cluster, "other", &[]).await;
+    let middle = owned(&cluster, "middle", &[&top]).await;
+    owned(&cluster, "bottom", &[&middle]).await;
+    owned(&cluster, "shared", &[&top, &other]).await;
+    // Its owner has the name of one that is there, but never was that one.
+    let mut feigned = top.clone();
+    feigned.metadata.uid = Some("00000000-0000-0000-0000-000000000000".to_owned());
+    owned(&cluster, "feigned", &[&feigned]).await;
+    let names = || async {
+        let list = maps.list(&ListParams::default()).await.unwrap();
+        let mut names: Vec<String> = list.iter().map(ResourceExt::name_any).collect();
+        names.retain(|name| name != "kube-root-ca.crt");
+        names.sort();
+        names
+    };
+    let five = lines(["bottom", "middle", "other", "shared", "top"]);
+    eventually("one without a real owner", five, names).await;
+    maps.delete("top", &DeleteParams::background())
+        .await
+        .unwrap();
+    let two = lines(["other", "shared"]);
+    eventually("what depended on top is gone", two, names).await;
+    eventually("shared has one owner", 1, || async {
+        let shared = maps.get("shared").await.unwrap();
+        shared.owner_references().len()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_goes_after_its_dependents_or_leaves_them_as_it_is_asked() {
+    let cluster = ControlPlane::start(quick()).await;
+    let maps = cluster.here::<ConfigMap>();
+    let there = |name: &'static str| {
+        let maps = maps.clone();
+        move || {
+            let maps = maps.clone();
+            async move { maps.get_opt(name).await.unwrap().is_some() }
+        }
+    };
+    let kept = owned(&cluster, "kept", &[]).await;
+    owned(&cluster, "orphan", &[&kept]).await;
+    maps.delete("kept", &DeleteParams::orphan()).await.unwrap();
+    eventually("the owner goes", false, there("kept")).await;
+    let orphan = maps.get("orphan").await.unwrap();
+    assert!(orphan.owner_references().is_empty(), "{orphan:?}");
+
+    let owner = owned(&cluster, "owner", &[]).await;
+    let blocking = json!({"metadata": {"name": "child", "finalizers": ["example.com/hold"],
+        "ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner.uid(),
+            "blockOwnerDeletion": true}]}});
+    create(&maps, blocking).await;
+    maps.delete("owner", &DeleteParams::foreground())
+        .await
+        .unwrap();
+    eventually("the child is asked to go", true, || async {
+        let child = maps.get("child").await.unwrap();
+        child.metadata.deletion_timestamp.is_some()
+    })
+    .await;
+    assert!(
+        maps.get_opt("owner").await.unwrap().is_some(),
+        "the owner went first"
+    );
+    merge(&maps, "child", json!({"metadata": {"finalizers": null}})).await;
+    eventually("the owner goes after its child", false, there("owner")).await;
 }

@@ -4,6 +4,8 @@
 //! with a frame that the test kit builds from its fields, its checksums computed whole.
 #![forbid(unsafe_code)]
 
+mod agents;
+
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -16,6 +18,8 @@ use tests_testkit::{
     Node, NodeAddresses, Pod, Protocol, ServiceSpec, Underlay,
     packet::{Frame, L4, vxlan},
 };
+
+pub use agents::{Agents, slice};
 
 /// The port that the service's backends listen on.
 pub const BACKEND_PORT: u16 = 8080;
@@ -113,17 +117,15 @@ impl Fixture {
         }))
     }
 
-    /// Publishes the service, TCP and UDP, with these backends.
+    /// Publishes the service, for every protocol, with these backends.
     ///
     /// # Errors
     ///
     /// When a map refuses it.
     pub fn serve(&self, backends: &[SocketAddr]) -> Result<()> {
-        for (id, protocol) in [(1, Protocol::Tcp), (2, Protocol::Udp)] {
-            let spec = match protocol {
-                Protocol::Tcp => ServiceSpec::tcp(self.vip(), backends.iter().copied()),
-                Protocol::Udp => ServiceSpec::udp(self.vip(), backends.iter().copied()),
-            };
+        let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+        for (id, protocol) in (1..).zip(protocols) {
+            let spec = ServiceSpec::cluster_ip(self.vip(), protocol, backends.iter().copied());
             let spec = spec.with_node_port(self.node(0), NODE_PORT).with_id(id);
             self.stage.node.apply(&spec.ops())?;
         }

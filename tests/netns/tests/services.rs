@@ -1,7 +1,6 @@
 //! Services by the packet path: ClusterIP, NodePort, hairpin, answers.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use ebpf_abi::DropReason;
 use std::net::SocketAddr;
 use tests_netns::{BACKEND_PORT, CLIENT_PORT, Family, Fixture, NODE_PORT, Outcome, rewritten};
 use tests_testkit::{
@@ -232,23 +231,6 @@ fn a_pod_that_is_its_own_backend_gets_its_packets_back() {
 }
 
 #[test]
-fn a_service_without_backend_drops() {
-    for f in fixtures() {
-        let client = f.of(&f.client, CLIENT_PORT);
-        f.serve(&[]).unwrap();
-        for request in packets(
-            &f.sent_by(&f.client, client, f.vip()),
-            client,
-            f.vip(),
-            tcp_flag::SYN,
-        ) {
-            let outcome = f.from_pod(&f.client, &request.bytes()).unwrap();
-            assert_eq!(outcome, Outcome::Drop(DropReason::NoBackend));
-        }
-    }
-}
-
-#[test]
 fn backends_take_turns_strictly() {
     for f in fixtures() {
         let backends: Vec<SocketAddr> = [8081, 8082, 8083].map(|port| f.of(&f.local, port)).into();
@@ -300,5 +282,38 @@ fn a_direct_connection_is_not_taken_for_the_services() {
             let outcome = f.from_pod(&f.local, &answer.bytes()).unwrap();
             assert_eq!(outcome, Fixture::delivered(&f.client, answer));
         }
+    }
+}
+
+/// An SCTP packet between two ports with one chunk of data, its checksum computed whole (RFC 9260 appendix A).
+fn sctp(frame: &Frame, src: SocketAddr, dst: SocketAddr) -> Frame {
+    let mut bytes = [src.port().to_be_bytes(), dst.port().to_be_bytes()].concat();
+    bytes.extend([0xde, 0xad, 0xbe, 0xef, 0, 0, 0, 0]);
+    bytes.extend([0, 3, 0, 21, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
+    bytes.extend(b"hello\0\0\0");
+    let check = !bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0x82f6_3b78 & 0_u32.wrapping_sub(crc & 1))
+        })
+    });
+    bytes[8..12].copy_from_slice(&check.to_le_bytes());
+    frame.clone().raw(132, &bytes)
+}
+
+#[test]
+fn an_sctp_association_is_translated_both_ways_with_a_right_checksum() {
+    for f in fixtures() {
+        let (client, backend) = (f.of(&f.client, CLIENT_PORT), f.of(&f.local, BACKEND_PORT));
+        f.serve(&[backend]).unwrap();
+        let request = sctp(&f.sent_by(&f.client, client, f.vip()), client, f.vip());
+        let expected = sctp(&f.sent_by(&f.client, client, backend), client, backend);
+        for _ in 0..2 {
+            let outcome = f.from_pod(&f.client, &request.bytes()).unwrap();
+            assert_eq!(outcome, Fixture::delivered(&f.local, &expected));
+        }
+        let answer = sctp(&f.sent_by(&f.local, backend, client), backend, client);
+        let expected = sctp(&f.sent_by(&f.local, f.vip(), client), f.vip(), client);
+        let outcome = f.from_pod(&f.local, &answer.bytes()).unwrap();
+        assert_eq!(outcome, Fixture::delivered(&f.client, &expected));
     }
 }

@@ -4,8 +4,27 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::SocketAddr;
 
-use ebpf_abi::{Addr4, Addr6, Peer, backend_state, endpoint_flag, frontend_flag, peer_mode};
+use ebpf_abi::{
+    Addr4, Addr6, Peer, backend_state, endpoint_flag, frontend_flag, peer_mode, service_flag,
+};
 use node_agent_model::{MapFamily, Snapshot};
+
+const FRONTEND_FLAGS: [(u32, &str); 3] = [
+    (frontend_flag::EXTERNAL, "external"),
+    (frontend_flag::SOURCE_RANGES, "filtered"),
+    (frontend_flag::LOOPBACK, "loopback"),
+];
+const SERVICE_FLAGS: [(u32, &str); 3] = [
+    (service_flag::DROP_IF_EMPTY, "drop-if-empty"),
+    (service_flag::RANDOM, "random"),
+    (service_flag::MAGLEV, "maglev"),
+];
+const ENDPOINT_FLAGS: [(u32, &str); 4] = [
+    (endpoint_flag::HOST, "host"),
+    (endpoint_flag::SOURCE_NAT, "source-nat"),
+    (endpoint_flag::CLUSTER_IP, "cluster-ip"),
+    (endpoint_flag::VIP, "vip"),
+];
 
 /// One block for each service, in the order of its first frontend; then backends that drain, endpoints and routes.
 pub fn dump(maps: &Snapshot) -> String {
@@ -17,42 +36,50 @@ pub fn dump(maps: &Snapshot) -> String {
 
 fn family<A: MapFamily>(maps: &Snapshot, out: &mut Vec<String>) {
     let half = A::half(maps);
-    let mut services: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    let mut services: BTreeMap<u32, String> = BTreeMap::new();
     let mut order = Vec::new();
     for (key, frontend) in &half.frontends {
-        let protocol = if key.protocol == 17 { "UDP" } else { "TCP" };
-        let external = if frontend.flags & frontend_flag::EXTERNAL != 0 {
-            " external"
-        } else {
-            ""
+        let protocol = protocol(key.protocol);
+        let addr = socket(key.addr, key.port_be);
+        let flags = names(frontend.flags, &FRONTEND_FLAGS);
+        let mut line = |id: u32, text: String| {
+            if !services.contains_key(&id) {
+                order.push(id);
+            }
+            services.entry(id).or_default().push_str(&text);
         };
-        let line = format!(
-            "  frontend {} {protocol}{external}\n",
-            socket(key.addr, key.port_be)
+        line(
+            frontend.service_id,
+            format!("  frontend {addr} {protocol}{flags}\n"),
         );
-        if !services.contains_key(&frontend.service_id) {
-            order.push(frontend.service_id);
+        if frontend.inside_id != frontend.service_id {
+            line(
+                frontend.inside_id,
+                format!("  inside of {addr} {protocol}\n"),
+            );
         }
-        services.entry(frontend.service_id).or_default().push(line);
     }
     for id in order {
-        let mut text = format!("service\n{}", services[&id].concat());
-        match maps.services.get(&id) {
-            None => text.push_str("  missing\n"),
-            Some(service) => {
-                for slot in service.slot_base..service.slot_base + service.slot_count {
-                    let backend = maps.slots.get(&slot).and_then(|id| half.backends.get(id));
-                    let line =
-                        backend.map(|backend| socket(backend.addr, backend.port_be).to_string());
-                    let state = backend.map_or("", |backend| state(backend.state));
-                    let _ = writeln!(
-                        text,
-                        "  slot {}{state}",
-                        line.unwrap_or_else(|| "missing".to_owned())
-                    );
-                }
-            }
+        let service = maps.services.get(&id).copied().unwrap_or_default();
+        let affinity = match service.affinity_seconds {
+            0 => String::new(),
+            seconds => format!(" affinity {seconds} s, {} members", service.member_count),
+        };
+        let flags = names(service.flags, &SERVICE_FLAGS);
+        let mut text = format!("service{flags}{affinity}\n{}", services[&id]);
+        let ranges = half
+            .ranges
+            .iter()
+            .filter(|key| key.service_id_be == id.to_be());
+        for key in ranges {
+            let _ = writeln!(
+                text,
+                "  source {}/{}",
+                key.addr.to_ip(),
+                key.prefix_len - 32
+            );
         }
+        text.push_str(&slots::<A>(maps, id));
         out.push(text);
     }
     let draining = half
@@ -70,15 +97,7 @@ fn family<A: MapFamily>(maps: &Snapshot, out: &mut Vec<String>) {
     draining.sort();
     out.extend(draining);
     for (addr, endpoint) in &half.endpoints {
-        let flags = [
-            (endpoint_flag::HOST, " host"),
-            (endpoint_flag::SOURCE_NAT, " source-nat"),
-        ];
-        let flags: String = flags
-            .iter()
-            .filter(|(bit, _)| endpoint.flags & bit != 0)
-            .map(|(_, name)| *name)
-            .collect();
+        let flags = names(endpoint.flags, &ENDPOINT_FLAGS);
         out.push(format!(
             "endpoint {} ifindex {}{flags}\n",
             addr.to_ip(),
@@ -93,6 +112,51 @@ fn family<A: MapFamily>(maps: &Snapshot, out: &mut Vec<String>) {
             key.prefix_len,
             peer_text(&peer)
         ));
+    }
+}
+
+/// The slots in the order of their backends' addresses; how many each has, if more than one.
+fn slots<A: MapFamily>(maps: &Snapshot, id: u32) -> String {
+    let Some(service) = maps.services.get(&id) else {
+        return "  missing\n".to_owned();
+    };
+    let mut counts: BTreeMap<_, usize> = BTreeMap::new();
+    for slot in service.slot_base..service.slot_base + service.slot_count {
+        let backend = maps
+            .slots
+            .get(&slot)
+            .and_then(|id| A::half(maps).backends.get(id));
+        let key =
+            backend.map(|backend| (socket(backend.addr, backend.port_be), state(backend.state)));
+        *counts.entry(key).or_default() += 1;
+    }
+    let mut text = String::new();
+    for (backend, count) in counts {
+        let backend = backend.map_or_else(
+            || "missing".to_owned(),
+            |(addr, state)| format!("{addr}{state}"),
+        );
+        let times = match count {
+            1 => String::new(),
+            _ => format!(" x{count}"),
+        };
+        let _ = writeln!(text, "  slot {backend}{times}");
+    }
+    text
+}
+
+/// The names of the bits that are set, each after a space.
+fn names(flags: u32, of: &[(u32, &str)]) -> String {
+    let set = of.iter().filter(|(bit, _)| flags & bit != 0);
+    set.map(|(_, name)| format!(" {name}")).collect()
+}
+
+fn protocol(number: u8) -> &'static str {
+    match number {
+        6 => "TCP",
+        17 => "UDP",
+        132 => "SCTP",
+        _ => "unknown protocol",
     }
 }
 

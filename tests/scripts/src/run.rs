@@ -1,6 +1,7 @@
 //! Runs a script on a set of maps.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -158,11 +159,14 @@ impl Agent {
                 self.desired.change(change.clone());
             }
             Reflected::Node { name, node } if name == NODE => {
-                let addresses = node
-                    .as_ref()
-                    .map(|node| node.internal_ips.clone())
-                    .unwrap_or_default();
+                let node = node.clone().unwrap_or_default();
+                let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+                let addresses = match node.internal_ips {
+                    none if none.is_empty() => none,
+                    ips => ips.into_iter().chain(loopback).collect(),
+                };
                 self.desired.change(Change::NodeAddresses(addresses));
+                self.desired.change(Change::Zone(node.zone));
             }
             Reflected::Node { name, node } => {
                 let updates = match node.as_ref().map(node_lease) {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use ebpf_abi::{config_flag, maps as names};
 use ipnetwork::IpNetwork;
 use node_agent_host::{
-    HostDevice, HostDeviceSpec, Network, POD_DEVICE, PodLinkSpec, apply_host_sysctls,
+    HostDevice, HostDeviceSpec, Network, POD_DEVICE, PodLinkSpec, apply_host_sysctls, netns_cookie,
 };
 use node_agent_maps::{Attached, Dataplane, Maps, Options};
 use node_agent_model::{MapOp, MapSink};
@@ -108,6 +108,7 @@ impl Node {
             node.machine.ifindex,
             node.host_device.ifindex,
             node.underlay_mtu,
+            node.machine.netns.run(netns_cookie)?,
         );
         node.apply(&[MapOp::Config(config)])?;
         node.apply(&addresses.own_endpoints(node.host_device.mac.0))?;
@@ -246,6 +247,7 @@ impl Node {
             self.machine.ifindex,
             self.host_device.ifindex,
             self.underlay_mtu,
+            self.machine.netns.run(netns_cookie)?,
         );
         if wrapping.bare {
             config.flags |= config_flag::OVERLAY_UDP;

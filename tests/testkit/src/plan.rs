@@ -67,7 +67,13 @@ impl NodeAddresses {
     }
 
     /// The node's configuration.
-    pub fn config(self, uplink_ifindex: u32, host_ifindex: u32, uplink_mtu: u32) -> Config {
+    pub fn config(
+        self,
+        uplink_ifindex: u32,
+        host_ifindex: u32,
+        uplink_mtu: u32,
+        host_netns_cookie: u64,
+    ) -> Config {
         Config {
             uplink_ifindex,
             host_ifindex,
@@ -86,6 +92,8 @@ impl NodeAddresses {
                 node_addr: self.underlay_v6().into(),
                 source_nat_addr: self.pod_v6(0).into(),
             },
+            pad2: 0,
+            host_netns_cookie,
         }
     }
 

@@ -14,6 +14,7 @@ const MAX_BACKENDS: u32 = 64;
 pub enum Protocol {
     Tcp,
     Udp,
+    Sctp,
 }
 
 /// An address that clients ask for.
@@ -42,6 +43,7 @@ impl Protocol {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
+            Self::Sctp => 132,
         }
     }
 }
@@ -57,7 +59,8 @@ impl ServiceSpec {
         Self::cluster_ip(addr, Protocol::Udp, backends)
     }
 
-    fn cluster_ip(
+    /// A ClusterIP for one protocol.
+    pub fn cluster_ip(
         addr: SocketAddr,
         protocol: Protocol,
         backends: impl IntoIterator<Item = SocketAddr>,
@@ -119,8 +122,7 @@ impl ServiceSpec {
         let service = Service {
             slot_base: base,
             slot_count: count,
-            flags: 0,
-            pad: 0,
+            ..Service::default()
         };
         ops.push(MapOp::Service {
             id: self.id,
@@ -153,6 +155,7 @@ impl Frontend {
     fn op(&self, service_id: Option<u32>) -> MapOp {
         let frontend = service_id.map(|service_id| ebpf_abi::Frontend {
             service_id,
+            inside_id: service_id,
             flags: if self.external {
                 frontend_flag::EXTERNAL
             } else {

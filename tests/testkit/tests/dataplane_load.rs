@@ -248,7 +248,7 @@ fn reading_needs_no_agent_and_cannot_write() {
     let error = Maps::open_read_only(&bpffs.pin_dir())
         .unwrap_err()
         .to_string();
-    assert!(error.contains("config_v1 is not pinned"), "{error}");
+    assert!(error.contains("config_v2 is not pinned"), "{error}");
 
     drop(Dataplane::open(&bpffs.pin_dir(), &small()).unwrap());
     let maps = Maps::open_read_only(&bpffs.pin_dir()).unwrap();
@@ -277,8 +277,7 @@ fn bpftool_prints_the_names_of_fields() {
     let service = ebpf_abi::Service {
         slot_base: 77,
         slot_count: 3,
-        flags: 0,
-        pad: 0,
+        ..ebpf_abi::Service::default()
     };
     dataplane.maps().service.set(&5, &service).unwrap();
     let output = Command::new("bpftool")

@@ -70,6 +70,7 @@ fn family_ops<A: Address>(addr: A, bits: u32) -> Vec<FamilyOp<A>> {
             key,
             frontend: Some(Frontend {
                 service_id: 9,
+                inside_id: 8,
                 flags: 0,
             }),
         },
@@ -93,8 +94,7 @@ fn plan() -> Vec<MapOp> {
     let service = Service {
         slot_base: 10,
         slot_count: 3,
-        flags: 0,
-        pad: 0,
+        ..Service::default()
     };
     let mut ops = vec![
         MapOp::Config(Config {
@@ -226,7 +226,7 @@ fn neighbouring_operations_take_one_system_call() {
             .1
     };
     assert_eq!(
-        (count("service_v1").updates, count("service_v1").calls),
+        (count(names::SERVICE).updates, count(names::SERVICE).calls),
         (1000, 1)
     );
     assert_eq!(maps.service.entries().unwrap().len(), 1000);
@@ -234,7 +234,7 @@ fn neighbouring_operations_take_one_system_call() {
         .usage()
         .unwrap()
         .into_iter()
-        .find(|usage| usage.map == "service_v1")
+        .find(|usage| usage.map == names::SERVICE)
         .unwrap();
     assert_eq!(
         (usage.entries, usage.capacity),
@@ -250,12 +250,12 @@ fn neighbouring_operations_take_one_system_call() {
         .map(|id| MapOp::Service { id, service: None })
         .collect();
     maps.clone().apply(&all).unwrap();
-    assert_eq!(count("service_v1").deletes, 1000);
+    assert_eq!(count(names::SERVICE).deletes, 1000);
     assert!(maps.service.entries().unwrap().is_empty());
     assert!(
         maps.operations()
             .iter()
-            .all(|(map, done)| *map == "service_v1" || done.total() == 0)
+            .all(|(map, done)| *map == names::SERVICE || done.total() == 0)
     );
 }
 
@@ -271,7 +271,7 @@ fn a_full_map_tells_which_operation_did_not_fit() {
     let error = maps.apply(&ops).unwrap_err();
     assert_eq!(
         (error.map, error.index, error.full),
-        ("endpoint4_v1", Some(17), true)
+        (names::ENDPOINT4, Some(17), true)
     );
     assert_eq!(
         maps.v4.endpoint.entries().unwrap().len(),

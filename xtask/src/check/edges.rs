@@ -43,9 +43,10 @@ const RULES: &[Rule] = &[
             "control-plane/apiserver/",
             "control-plane/daemon/",
             "node-agent/daemon/",
+            "node-agent/kubelet/",
             "tests/",
         ],
-        because: "only control-plane/apiserver and the daemons know HTTP",
+        because: "only control-plane/apiserver, the kubelet with its own API and the daemons know HTTP",
     },
     Rule {
         from: &["control-plane/store/"],

@@ -18,7 +18,8 @@ use crate::fault::gone;
 use crate::informer::{Change, ObjectKey};
 use crate::queue::Queue;
 use crate::{Informers, Options};
-use plan::{Action, MANAGED_BY, SERVICE_NAME, US, plan};
+use plan::{Action, MANAGED_BY, US, plan};
+pub(crate) use plan::{HEADLESS, SERVICE_NAME};
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 
@@ -84,7 +85,7 @@ fn subscribe(informers: &Arc<Informers>, queue: &Arc<Queue<ObjectKey>>) {
 }
 
 /// The Service whose slice this is, if this controller manages it.
-fn owner(slice: &Arc<EndpointSlice>) -> Option<ObjectKey> {
+pub(crate) fn owner(slice: &Arc<EndpointSlice>) -> Option<ObjectKey> {
     let labels = slice.labels();
     let ours = labels.get(MANAGED_BY).is_some_and(|by| by == US);
     let service = labels.get(SERVICE_NAME).filter(|_| ours)?;
@@ -127,7 +128,7 @@ fn services_of(informers: &Informers, pod: &Pod) -> Vec<ObjectKey> {
 }
 
 /// A Service without a selector has its endpoints from somebody else.
-fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
+pub(crate) fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
     let selector = service.spec.as_ref()?.selector.as_ref()?;
     (!selector.is_empty()).then_some(selector)
 }

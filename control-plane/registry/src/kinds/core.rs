@@ -95,7 +95,7 @@ pub(super) static ROWS: &[Kind] = &[
         namespaced: false,
         prefix: "/registry/minions/",
         schema: "io.k8s.api.core.v1.Node",
-        subresources: &[Subresource::Status],
+        subresources: &[Subresource::Proxy, Subresource::Status],
         fields: &[SelectableField {
             name: "spec.unschedulable",
             pointer: "/spec/unschedulable",
@@ -139,8 +139,13 @@ pub(super) static ROWS: &[Kind] = &[
         prefix: "/registry/pods/",
         schema: "io.k8s.api.core.v1.Pod",
         subresources: &[
+            Subresource::Attach,
             Subresource::Binding,
             Subresource::Eviction,
+            Subresource::Exec,
+            Subresource::Log,
+            Subresource::PortForward,
+            Subresource::Proxy,
             Subresource::Status,
         ],
         fields: fields!(

@@ -59,6 +59,16 @@ pub enum Subresource {
     Binding,
     /// `namespaces/finalize`: update.
     Finalize,
+    /// `pods/log`: what a container has written.
+    Log,
+    /// `pods/exec`: a command in a container.
+    Exec,
+    /// `pods/attach`: the streams of a container's own program.
+    Attach,
+    /// `pods/portforward`: connections to a pod's ports.
+    PortForward,
+    /// `nodes/proxy`, `pods/proxy`: HTTP to what serves there.
+    Proxy,
 }
 
 /// A field that selectors may name.
@@ -244,6 +254,11 @@ impl Subresource {
             Self::Eviction => "eviction",
             Self::Binding => "binding",
             Self::Finalize => "finalize",
+            Self::Log => "log",
+            Self::Exec => "exec",
+            Self::Attach => "attach",
+            Self::PortForward => "portforward",
+            Self::Proxy => "proxy",
         }
     }
 
@@ -253,6 +268,9 @@ impl Subresource {
             Self::Status | Self::Scale => &["get", "patch", "update"],
             Self::Binding | Self::Eviction => &["create"],
             Self::Finalize => &["update"],
+            Self::Log => &["get"],
+            Self::Exec | Self::Attach | Self::PortForward => &["create", "get"],
+            Self::Proxy => &["create", "delete", "get", "patch", "update"],
         }
     }
 }

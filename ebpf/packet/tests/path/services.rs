@@ -13,7 +13,6 @@ in_both_families! {
     a_remote_backend_is_reached_by_the_overlay_and_its_answer_translated_back
     a_remote_backend_is_reached_by_plain_routing
     backends_take_turns_strictly
-    a_service_without_backend_drops
     a_full_table_refuses_the_new_and_keeps_the_old
     a_full_table_leaves_no_half_of_a_pair
     the_host_reaches_a_service_and_gets_the_answer
@@ -156,19 +155,6 @@ where
     assert_eq!(turns, [1, 2, 3, 1, 2, 3, 1, 2, 3]);
 }
 
-fn a_service_without_backend_drops<A: TestFamily>()
-where
-    TestNode: Has<A>,
-{
-    let scene = Scene::<A>::new();
-    let mut wire = Frame::udp((A::pod(1, 2), CLIENT), (A::service(1), 80)).wire();
-    assert_eq!(
-        scene.pod_sends(&mut wire),
-        Verdict::Drop(DropReason::NoBackend)
-    );
-    assert_eq!(scene.conn_count(), 0);
-}
-
 fn a_full_table_refuses_the_new_and_keeps_the_old<A: TestFamily>()
 where
     TestNode: Has<A>,
@@ -274,10 +260,7 @@ where
     );
     assert_eq!(scene.conn_count(), 2, "the old pair is gone");
     scene.set_backends(1, &[]);
-    assert_eq!(
-        scene.pod_sends(&mut request.wire()),
-        Verdict::Drop(DropReason::NoBackend)
-    );
+    assert_eq!(scene.pod_sends(&mut request.wire()), Verdict::Reflect);
     assert_eq!(scene.conn_count(), 0);
 }
 

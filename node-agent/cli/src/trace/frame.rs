@@ -227,9 +227,8 @@ impl Packet for Frame {
         Ok(())
     }
 
-    fn truncate(&mut self, len: u32) -> Result<(), OutOfBounds> {
-        let range = self.range(0, len as usize)?;
-        self.bytes.truncate(range.end);
+    fn resize(&mut self, len: u32) -> Result<(), OutOfBounds> {
+        self.bytes.resize(len as usize, 0);
         Ok(())
     }
 }

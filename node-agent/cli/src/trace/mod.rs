@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use ebpf_abi::{Addr4, Addr6, endpoint_flag};
-use ebpf_packet::{Connect, Verdict, connect, from_host, from_network, from_pod};
+use ebpf_packet::{Caller, Connect, Verdict, connect, from_host, from_network, from_pod};
 use node_agent_maps::{Maps, Program, links};
 use node_agent_model::MapFamily;
 use serde::Serialize;
@@ -71,7 +71,7 @@ pub fn run(maps: &Maps, pin_dir: &Path, flow: &Flow) -> Result<Trace> {
         && from != From::Network
         && flow.proto == TCP
         && !flow.established
-        && let Some(refused) = at_socket(&reader, &attached, &mut flow)
+        && let Some(refused) = at_socket(&reader, &attached, &Socket::of(from, &view), &mut flow)
     {
         return Ok(Trace {
             packet,
@@ -141,7 +141,12 @@ fn warn_of_doubts(reader: &Reader<'_>, from: From, flow: &Flow) {
 }
 
 /// What `connect` does before there is any packet; `Some` if it is refused. Otherwise the flow goes to the backend.
-fn at_socket(reader: &Reader<'_>, attached: &[String], flow: &mut Flow) -> Option<String> {
+fn at_socket(
+    reader: &Reader<'_>,
+    attached: &[String],
+    caller: &Socket,
+    flow: &mut Flow,
+) -> Option<String> {
     let program = match flow.dst.ip {
         IpAddr::V4(_) => Program::Connect4,
         IpAddr::V6(_) => Program::Connect6,
@@ -153,9 +158,9 @@ fn at_socket(reader: &Reader<'_>, attached: &[String], flow: &mut Flow) -> Optio
         );
         return None;
     }
-    fn ask<A: Family>(reader: &Reader<'_>, flow: &mut Flow) -> Option<String> {
+    fn ask<A: Family>(reader: &Reader<'_>, caller: &Socket, flow: &mut Flow) -> Option<String> {
         let port_be = flow.dst.port.unwrap_or(0).to_be();
-        match connect::<A, _>(reader, A::from_ip(flow.dst.ip)?, port_be) {
+        match connect::<A, _>(reader, caller, A::from_ip(flow.dst.ip)?, port_be) {
             Connect::Unchanged => None,
             Connect::Refused => {
                 Some("connect() fails at once: the service has no backend (ECONNREFUSED)".into())
@@ -177,8 +182,29 @@ fn at_socket(reader: &Reader<'_>, attached: &[String], flow: &mut Flow) -> Optio
         }
     }
     match flow.dst.ip {
-        IpAddr::V4(_) => ask::<Addr4>(reader, flow),
-        IpAddr::V6(_) => ask::<Addr6>(reader, flow),
+        IpAddr::V4(_) => ask::<Addr4>(reader, caller, flow),
+        IpAddr::V6(_) => ask::<Addr6>(reader, caller, flow),
+    }
+}
+
+/// The described socket, by its network namespace. A pod's is not known here, so that its affinity is not found.
+struct Socket {
+    netns_cookie: u64,
+}
+
+impl Socket {
+    fn of(from: From, view: &View) -> Self {
+        let netns_cookie = match from {
+            From::Host => view.held.config.host_netns_cookie,
+            From::Pod | From::Network | From::Auto => 0,
+        };
+        Self { netns_cookie }
+    }
+}
+
+impl Caller for Socket {
+    fn netns_cookie(&self) -> u64 {
+        self.netns_cookie
     }
 }
 
@@ -209,11 +235,7 @@ fn in_words(verdict: Verdict, view: &View) -> (&'static str, Option<&'static str
             };
             ("toNetwork", None, format!("sent out of {uplink}{hop}"))
         }
-        Verdict::Reflect => (
-            "reflect",
-            None,
-            "answered to its sender with an ICMP error".into(),
-        ),
+        Verdict::Reflect => ("reflect", None, "answered to its sender".into()),
     }
 }
 

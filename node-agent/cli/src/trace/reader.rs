@@ -7,8 +7,8 @@ use std::{
 };
 
 use ebpf_abi::{
-    Addr4, Addr6, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, Peer, RouteKey, Service,
+    Addr4, Addr6, Affinity, AffinityKey, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Peer, RangeKey, RouteKey, Service,
 };
 use ebpf_packet::{ConnState, Entry, Inserted, Ip, Node};
 use node_agent_maps::{MapError, Maps, monotonic_now_ns};
@@ -117,6 +117,22 @@ impl<A: Family> Node<A> for Reader<'_> {
         self.story.frontend(self.view, key, found);
         found
     }
+
+    fn admits(&self, service_id: u32, source: &A) -> bool {
+        let key = RangeKey::new(service_id, *source, A::LEN as u32 * 8);
+        let maps = <A as node_agent_maps::MapFamily>::of(self.maps);
+        let admitted = self.read(maps.range.get(&key)).is_some();
+        self.story.admitted(*source, admitted);
+        admitted
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        let found = self.read(self.maps.affinity.get(key));
+        self.story.affinity(found.as_ref(), self.now_ns);
+        found
+    }
+
+    fn affinity_insert(&self, _: &AffinityKey, _: &Affinity) {}
 
     fn service(&self, service_id: u32) -> Option<Service> {
         let found = self.view.held.services.get(&service_id).copied();

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, collections::BTreeSet, net::IpAddr, time::Duration};
 
 use ebpf_abi::{
-    Backend, Conn, ConnKey, Endpoint, Frontend, FrontendKey, Peer, Service, conn_flag,
+    Affinity, Backend, Conn, ConnKey, Endpoint, Frontend, FrontendKey, Peer, Service, conn_flag,
     endpoint_flag, frontend_flag, peer_mode,
 };
 use node_agent_model::MapFamily;
@@ -92,9 +92,40 @@ impl Story {
             0 => "from inside the cluster only",
             _ => "from outside too",
         };
+        let inside = match frontend.inside_id {
+            same if same == id => String::new(),
+            inside => format!("; clients inside the cluster take service id {inside}"),
+        };
         self.tell(
             "frontend",
-            format!("{protocol} {addr} belongs to {service}, reached {reach}"),
+            format!("{protocol} {addr} belongs to {service}, reached {reach}{inside}"),
+        );
+    }
+
+    pub fn admitted<A: MapFamily>(&self, source: A, admitted: bool) {
+        let source = source.to_ip();
+        self.tell(
+            "source ranges",
+            match admitted {
+                true => format!("loadBalancerSourceRanges hold {source}"),
+                false => format!("loadBalancerSourceRanges do not hold {source}"),
+            },
+        );
+    }
+
+    pub fn affinity(&self, found: Option<&Affinity>, now_ns: u64) {
+        let Some(affinity) = found else {
+            return self.tell("affinity", "the client was not here before");
+        };
+        let ago = Duration::from_nanos(now_ns.saturating_sub(affinity.last_ns));
+        self.tell(
+            "affinity",
+            format!(
+                "the client went to backend id {} of epoch {}, {} ago",
+                affinity.backend_id,
+                affinity.backend_epoch,
+                words::duration(ago)
+            ),
         );
     }
 

@@ -31,7 +31,7 @@ impl TestNode {
         fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
         for applet in [
             "sh", "sleep", "cat", "echo", "httpd", "ip", "wget", "env", "touch", "rm", "hostname",
-            "date",
+            "date", "seq", "tar", "head", "mkdir", "wc", "stty", "tty", "true", "test", "ls",
         ] {
             std::os::unix::fs::symlink("busybox", bin.join(applet)).unwrap();
         }
@@ -89,6 +89,18 @@ pub fn start_server(directory: &Path) -> Child {
     Command::new(server_binary())
         .args(["--role", "apiserver", "--listen", SERVER, "--data-dir"])
         .arg(directory.join("control-plane"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+/// A part of the control plane that is a client of the API server.
+pub fn start_client(directory: &Path, role: &str) -> Child {
+    let log = File::create(directory.join(format!("{role}.log"))).unwrap();
+    Command::new(server_binary())
+        .args(["--role", role, "--server", &format!("http://{SERVER}")])
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)

@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 mod daemons;
+pub mod kubectl;
 
 use std::{
     fs::{self, File},
@@ -20,7 +21,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use daemons::{SERVER, start_dockerd, start_server, stop};
+use daemons::{SERVER, start_client, start_dockerd, start_server, stop};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, Config,
@@ -34,15 +35,19 @@ use nix::{
 use node_agent_host::{HostDeviceSpec, Ipam, Network, PodCidr};
 use node_agent_kubelet::{Kubelet, KubeletConfig, PodHook, PodNetwork, PodWiring};
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
+use tokio::{net::TcpListener, task::JoinHandle};
 
 pub const NODE: &str = "node-1";
+/// The kubelet's own API: the namespace is the test's own.
+pub const API_PORT: u16 = 10250;
 
 /// The machinery of one node; the kubelet is started by [`TestNode::start_kubelet`].
 pub struct TestNode {
     directory: tempfile::TempDir,
     dockerd: Child,
     server: Child,
+    /// Scheduler and controllers, where a test wants them.
+    clients: Vec<Child>,
     pub client: Client,
     pub ipam: Arc<Ipam>,
     pub network: Network,
@@ -96,6 +101,7 @@ impl TestNode {
             network: Network::connect().unwrap(),
             calls: Calls::default(),
             kubelet: None,
+            clients: Vec::new(),
             directory,
             dockerd,
             server,
@@ -127,6 +133,14 @@ impl TestNode {
         self.wait_for_server().await;
     }
 
+    /// Starts the scheduler and the controllers: the rest of a control plane.
+    pub fn start_clients(&mut self) {
+        let roles = ["scheduler", "controllers"];
+        self.clients = roles
+            .map(|role| start_client(self.directory.path(), role))
+            .into();
+    }
+
     async fn wait_for_server(&mut self) {
         self.wait_until(
             "the API server answers",
@@ -143,6 +157,7 @@ impl TestNode {
             node_ips: vec!["127.0.0.1".parse().unwrap()],
             docker_socket: self.path("docker.sock"),
             pause_image: "fairlead/pause:latest".to_owned(),
+            api_port: Some(API_PORT),
             state_dir: self.path("state"),
         };
         let kubelet = Kubelet::connect(config, self.client.clone()).await.unwrap();
@@ -168,7 +183,16 @@ impl TestNode {
                 panic!("the kubelet has stopped: {error:#}");
             }
         });
-        self.kubelet = Some((kubelet.clone(), vec![heartbeats, pods]));
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        let listener = TcpListener::bind((loopback, API_PORT)).await.unwrap();
+        let api = tokio::spawn({
+            let kubelet = kubelet.clone();
+            async move {
+                let error = kubelet.serve(listener, vec![loopback]).await.unwrap_err();
+                panic!("the kubelet serves no more: {error:#}");
+            }
+        });
+        self.kubelet = Some((kubelet.clone(), vec![heartbeats, pods, api]));
         kubelet
     }
 
@@ -304,16 +328,21 @@ impl TestNode {
     }
 
     fn logs(&self) -> String {
-        ["dockerd.log", "server.log"]
-            .map(|name| {
-                let text = fs::read_to_string(self.path(name)).unwrap_or_default();
-                let lines: Vec<&str> = text.lines().rev().take(15).collect();
-                format!(
-                    "{name}:\n{}\n",
-                    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
-                )
-            })
-            .concat()
+        [
+            "dockerd.log",
+            "server.log",
+            "scheduler.log",
+            "controllers.log",
+        ]
+        .map(|name| {
+            let text = fs::read_to_string(self.path(name)).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().rev().take(15).collect();
+            format!(
+                "{name}:\n{}\n",
+                lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+            )
+        })
+        .concat()
     }
 }
 
@@ -328,9 +357,8 @@ impl Drop for TestNode {
                 let _ = self.docker(&[&["rm", "-f"], ids.as_slice()].concat());
             }
         }
-        for child in [&mut self.server, &mut self.dockerd] {
-            stop(child);
-        }
+        let servers = [&mut self.server, &mut self.dockerd];
+        self.clients.iter_mut().chain(servers).for_each(stop);
         // What dockerd leaves mounted would keep the directory from being removed.
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));

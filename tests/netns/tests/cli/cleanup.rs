@@ -1,6 +1,9 @@
 //! A node is given back as it was, and not under an agent's feet.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use ebpf_abi::maps;
 use node_agent_host::{SysctlRecord, kube_proxy_rules, plan_host_sysctls, sysctl_record};
@@ -16,6 +19,29 @@ fn names<'a>(cleanup: &'a Value, list: &str, kind: &str) -> Vec<&'a str> {
     of_kind.map(|item| item["name"].as_str().unwrap()).collect()
 }
 
+/// `cleanup` that looks for files in `directory` alone: this machine's own are none of a test's business.
+pub fn cleanup_args(directory: &Path, state_dir: &str) -> Vec<String> {
+    let at = |name: &str| directory.join(name).to_str().unwrap().to_owned();
+    vec![
+        "cleanup".into(),
+        format!("--state-dir={state_dir}"),
+        format!("--cni-bin-dir={}", at("bin")),
+        format!("--cni-conf-dir={}", at("net.d")),
+        format!("--cni-socket={}", at("cni.sock")),
+        format!("--subnet-env={}", at("subnet.env")),
+    ]
+}
+
+/// The plugin installed as the agent does it, beside one of somebody else.
+fn place_cni(directory: &Path) -> [PathBuf; 2] {
+    let (bin, conf) = (directory.join("bin"), directory.join("net.d"));
+    let plugin = directory.join("plugin");
+    fs::write(&plugin, "plugin").unwrap();
+    node_agent_cni::install(&plugin, &bin, &conf, &directory.join("cni.sock")).unwrap();
+    fs::write(bin.join("other"), "plugin").unwrap();
+    node_agent_cni::installed_files(&bin, &conf)
+}
+
 #[test]
 fn cleanup_removes_pins_interface_and_routes_and_says_so() {
     if !is_root() {
@@ -29,8 +55,14 @@ fn cleanup_removes_pins_interface_and_routes_and_says_so() {
     let state_dir = state.path().join("fairlead");
     fs::create_dir_all(state_dir.join("leases/a")).unwrap();
     let state_dir = state_dir.to_str().unwrap();
+    let cni_files = place_cni(state.path());
     let clean = |more: &[&str]| {
-        let args = [&["cleanup", "--state-dir", state_dir], more].concat();
+        let args = cleanup_args(state.path(), state_dir);
+        let args: Vec<&str> = args
+            .iter()
+            .map(String::as_str)
+            .chain(more.iter().copied())
+            .collect();
         node.run_without_socket_programs(|| fairlead(&pins, &args))
     };
 
@@ -64,6 +96,17 @@ fn cleanup_removes_pins_interface_and_routes_and_says_so() {
     assert!(names(&did, "removed", "program").contains(&"from_pod"));
     assert!(names(&did, "removed", "map").contains(&maps::SERVICE_NAME));
     assert_eq!(names(&did, "removed", "interface"), ["fairlead0"]);
+    let files = names(&did, "removed", "file");
+    for file in cni_files {
+        assert!(
+            !file.exists() && files.contains(&file.to_str().unwrap()),
+            "{file:?}: {files:?}"
+        );
+    }
+    assert!(
+        state.path().join("bin/other").exists(),
+        "plugins of others stay"
+    );
     assert!(names(&did, "removed", "route").contains(&"10.96.0.0/16"));
     assert_eq!(names(&did, "left", "interface").len(), 1, "the pod's link");
 
@@ -100,7 +143,8 @@ fn cleanup_gives_kernel_parameters_their_old_values_unless_somebody_set_them_sin
         assert!(plan_host_sysctls(&(61000..=63999)).unwrap().is_empty());
         fs::write(ports, "9090").unwrap();
 
-        let args = ["cleanup", "--state-dir", state_dir];
+        let args = cleanup_args(state.path(), state_dir);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let did = json(Path::new("/nonexistent"), &args);
         assert!(
             names(&did, "removed", "sysctl").contains(&forward),

@@ -14,7 +14,7 @@ use std::{
 use serde_json::Value;
 use tests_testkit::{Bpffs, Machine, Underlay, is_root, skip};
 
-use crate::{fairlead, json};
+use crate::{cleanup::cleanup_args, fairlead, json};
 
 const SERVICES: &str = r#"
 apiVersion: v1
@@ -262,7 +262,8 @@ fn an_agent_serves_a_file_of_services_and_what_it_left_serves_on_after_its_death
         "{status:#}"
     );
     let state_dir = stage.state_dir();
-    let args = ["cleanup", "--state-dir", state_dir.to_str().unwrap()];
+    let args = cleanup_args(stage.directory.path(), state_dir.to_str().unwrap());
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let text = stage.fairlead(&args).unwrap();
     for part in ["from_network", "fairlead0", "ip_forward", "10.96.0.0/16"] {
         assert!(text.contains(part), "{part} is not in\n{text}");

@@ -99,6 +99,8 @@ where
     /// Ports of masquerade.
     pub const NAT_PORTS: std::ops::RangeInclusive<u16> = 20000..=20015;
 
+    pub const HOST_NETNS: u64 = 1;
+
     /// Two pods (`.2` and `.3`) on node 1, node 2 by VXLAN, node 3 by plain routing; service 1 at its ClusterIP:80 and
     /// at the NodePort, TCP and UDP, without backends.
     pub fn new() -> Self {
@@ -129,6 +131,8 @@ where
             nat_port_last: *Self::NAT_PORTS.end(),
             v4,
             v6,
+            pad2: 0,
+            host_netns_cookie: Self::HOST_NETNS,
         });
         node.peers.insert(2, vxlan_peer(2));
         node.peers.insert(3, direct_peer(3));
@@ -150,6 +154,11 @@ where
             ..Endpoint::default()
         };
         tables.endpoints.insert(A::pod(1, 0), nat);
+        let cluster_ip = Endpoint {
+            flags: endpoint_flag::CLUSTER_IP,
+            ..Endpoint::default()
+        };
+        tables.endpoints.insert(A::service(1), cluster_ip);
         scene.frontend(A::service(1), 80, 1, 0);
         scene.frontend(A::node(1), Self::NODE_PORT, 1, frontend_flag::EXTERNAL);
         scene.set_backends(1, &[]);
@@ -172,18 +181,26 @@ where
         }
     }
 
+    /// The same service to everybody.
     pub fn frontend(&mut self, addr: A, port: u16, service_id: u32, flags: u32) {
-        for protocol in [6, 17] {
+        let frontend = Frontend {
+            service_id,
+            inside_id: service_id,
+            flags,
+        };
+        self.set_frontend(addr, port, frontend);
+    }
+
+    /// For TCP, UDP and SCTP.
+    pub fn set_frontend(&mut self, addr: A, port: u16, frontend: Frontend) {
+        for protocol in [6, 17, 132] {
             let key = FrontendKey {
                 addr,
                 port_be: port.to_be(),
                 protocol,
                 pad: 0,
             };
-            self.node
-                .tables_mut()
-                .frontends
-                .insert(key, Frontend { service_id, flags });
+            self.node.tables_mut().frontends.insert(key, frontend);
         }
     }
 
@@ -195,8 +212,7 @@ where
             Service {
                 slot_base: base,
                 slot_count: backends.len() as u32,
-                flags: 0,
-                pad: 0,
+                ..Service::default()
             },
         );
         for slot in 0..old.map_or(0, |old| old.slot_count) {

@@ -50,6 +50,15 @@ impl<A: Ip> Frame<A> {
         Self::new(src.0, dst.0, 17, transport)
     }
 
+    /// An SCTP packet with one chunk of data.
+    pub fn sctp(src: (A, u16), dst: (A, u16)) -> Self {
+        let mut transport = ports(src.1, dst.1);
+        transport.extend([0xde, 0xad, 0xbe, 0xef, 0, 0, 0, 0]);
+        transport.extend([0, 3, 0, 21, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
+        transport.extend(b"hello\0\0\0");
+        Self::new(src.0, dst.0, 132, transport)
+    }
+
     pub fn echo(src: A, dst: A, request: bool, id: u16) -> Self {
         let mut transport = vec![
             if request {
@@ -99,6 +108,11 @@ impl<A: Ip> Frame<A> {
                 check = 0xffff;
             }
             transport[at..at + 2].copy_from_slice(&check.to_be_bytes());
+        }
+        if self.protocol == 132 {
+            transport[8..12].fill(0);
+            let check = crc32c(&transport);
+            transport[8..12].copy_from_slice(&check.to_le_bytes());
         }
         let mut frame = vec![0x02, 0, 0, 0, 0, 0xbb, 0x02, 0, 0, 0, 0, 0xaa];
         frame.extend(self.header(transport.len()));
@@ -228,4 +242,17 @@ pub fn assert_checksums<A: Ip>(frame: &[u8]) {
         let check = transport_checksum(&src, &dst, protocol, &ip[A::HEADER_LEN..]);
         assert_eq!(check, 0, "transport checksum of protocol {protocol}");
     }
+}
+
+/// RFC 9260 appendix A, bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            if crc & 1 == 0 {
+                crc >> 1
+            } else {
+                (crc >> 1) ^ 0x82f6_3b78
+            }
+        })
+    })
 }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use ebpf_abi::{
-    Addr4, Addr6, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, Peer, RouteKey, Service,
+    Addr4, Addr6, Affinity, AffinityKey, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Peer, RangeKey, RouteKey, Service,
 };
 use ebpf_packet::{ConnState, Entry, Inserted, Ip, Node};
 
@@ -17,6 +17,7 @@ type Conns<A> = BTreeMap<ConnKey<A>, Rc<Cell<Conn<A>>>>;
 /// Tables of one address family.
 pub struct Tables<A: Ip> {
     pub frontends: BTreeMap<FrontendKey<A>, Frontend>,
+    pub ranges: Vec<RangeKey<A>>,
     pub backends: BTreeMap<u32, Backend<A>>,
     pub endpoints: BTreeMap<A, Endpoint>,
     pub routes: BTreeMap<RouteKey<A>, u32>,
@@ -29,6 +30,7 @@ impl<A: Ip> Default for Tables<A> {
     fn default() -> Self {
         Self {
             frontends: BTreeMap::new(),
+            ranges: Vec::new(),
             backends: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             routes: BTreeMap::new(),
@@ -48,6 +50,7 @@ pub struct TestNode {
     pub services: BTreeMap<u32, Service>,
     pub cursors: RefCell<BTreeMap<u32, u32>>,
     pub slots: BTreeMap<u32, u32>,
+    pub affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
     pub peers: BTreeMap<u32, Peer>,
     pub v4: Tables<Addr4>,
     pub v6: Tables<Addr6>,
@@ -138,6 +141,12 @@ where
         self.tables().frontends.get(key).copied()
     }
 
+    fn admits(&self, service_id: u32, source: &A) -> bool {
+        let of_service = |range: &&RangeKey<A>| range.service_id_be == service_id.to_be();
+        let mut ranges = self.tables().ranges.iter().filter(of_service);
+        ranges.any(|range| starts_with(source, &range.addr, range.prefix_len - 32))
+    }
+
     fn service(&self, service_id: u32) -> Option<Service> {
         self.services.get(&service_id).copied()
     }
@@ -154,6 +163,14 @@ where
         self.slots.get(&index).copied()
     }
 
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinities.borrow().get(key).copied()
+    }
+
+    fn affinity_insert(&self, key: &AffinityKey, affinity: &Affinity) {
+        self.affinities.borrow_mut().insert(*key, *affinity);
+    }
+
     fn backend(&self, backend_id: u32) -> Option<Backend<A>> {
         self.tables().backends.get(&backend_id).copied()
     }
@@ -163,12 +180,7 @@ where
     }
 
     fn route(&self, addr: &A) -> Option<u32> {
-        let matches = |key: &RouteKey<A>| {
-            (0..key.prefix_len as usize).all(|bit| {
-                let mask = 0x80 >> (bit % 8);
-                (key.addr.as_bytes()[bit / 8] ^ addr.as_bytes()[bit / 8]) & mask == 0
-            })
-        };
+        let matches = |key: &RouteKey<A>| starts_with(addr, &key.addr, key.prefix_len);
         let routes = self.tables().routes.iter().filter(|(key, _)| matches(key));
         routes
             .max_by_key(|(key, _)| key.prefix_len)
@@ -212,4 +224,11 @@ where
     fn fragment_insert(&self, key: &FragmentKey<A>, ports: &FragmentPorts) {
         self.tables().fragments.borrow_mut().insert(*key, *ports);
     }
+}
+
+fn starts_with<A: Ip>(addr: &A, prefix: &A, bits: u32) -> bool {
+    (0..bits as usize).all(|bit| {
+        let mask = 0x80 >> (bit % 8);
+        (prefix.as_bytes()[bit / 8] ^ addr.as_bytes()[bit / 8]) & mask == 0
+    })
 }

@@ -144,9 +144,8 @@ impl Packet for Wire {
         Ok(())
     }
 
-    fn truncate(&mut self, len: u32) -> Result<(), OutOfBounds> {
-        let range = self.range(0, len as usize)?;
-        self.bytes.truncate(range.end);
+    fn resize(&mut self, len: u32) -> Result<(), OutOfBounds> {
+        self.bytes.resize(len as usize, 0);
         Ok(())
     }
 }

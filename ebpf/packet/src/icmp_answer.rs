@@ -1,8 +1,6 @@
-//! The answer to a packet that is too long for its way: ICMP 'fragmentation needed' (RFC 1191) or ICMPv6 'packet too
-//! big' (RFC 4443 section 3.2), built out of the packet itself and sent back to the pod.
-//!
-//! It quotes the IP header and the first 20 bytes behind it: more than the eight that a sender needs, and enough that
-//! the kernel may cut a packet whose TCP checksum is still to be computed.
+//! Answers by ICMP error, built out of the packet itself and sent back to where it came from: 'fragmentation needed'
+//! (RFC 1191) and 'packet too big' (RFC 4443 section 3.2) for one that is too long for its way, 'port unreachable' for
+//! one that nobody serves.
 
 use ebpf_abi::{Config, DropReason, Family};
 
@@ -13,22 +11,56 @@ use crate::{
     verdict::Step,
 };
 
-/// Bytes behind the quoted IP header.
-const QUOTED: usize = 20;
+/// Bytes behind the quoted IP header that a sender needs, and all that a short datagram has.
+const LEAST: usize = 8;
+/// As many as a sender may need to know an SCTP association by (RFC 9260 section 10), and enough that the kernel may cut
+/// a packet whose TCP checksum is still to be computed.
+const MORE: usize = 20;
 
-/// Turns the packet into the answer.
-///
-/// Functions of their own one after the other, so that their stack frames do not add up.
+/// Turns a packet that is too long into the answer which tells the MTU.
 #[inline(always)]
-pub(crate) fn answer<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, mtu: u32) -> Step {
+pub(crate) fn too_big<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, mtu: u32) -> Step {
     if !may_be_answered::<A, P, N>(packet, node) {
         return Step::drop(DropReason::TooBig);
     }
-    let sum = quote::<A, P>(packet);
+    let mut icmp = [0u8; 8];
+    A::write_too_big(&mut icmp, mtu);
+    send::<A, P, N, MORE>(packet, node, u64::from_ne_bytes(icmp))
+}
+
+/// Turns a packet into the answer that nobody serves its port. `long`: it has 20 bytes behind its IP header.
+#[inline(always)]
+pub(crate) fn unreachable<A: Ip, P: Packet, N: Node<A>>(
+    packet: &mut P,
+    node: &N,
+    long: bool,
+) -> Step {
+    if !may_be_answered::<A, P, N>(packet, node) {
+        return Step::drop(DropReason::NoBackend);
+    }
+    let [kind, code] = A::PORT_UNREACHABLE;
+    let icmp = u64::from_ne_bytes([kind, code, 0, 0, 0, 0, 0, 0]);
+    if long {
+        send::<A, P, N, MORE>(packet, node, icmp)
+    } else {
+        send::<A, P, N, LEAST>(packet, node, icmp)
+    }
+}
+
+/// `icmp`: the ICMP header without its checksum, as it lies in memory.
+///
+/// Functions of their own one after the other, so that their stack frames do not add up.
+#[inline(always)]
+fn send<A: Ip, P: Packet, N: Node<A>, const QUOTED: usize>(
+    packet: &mut P,
+    node: &N,
+    icmp: u64,
+) -> Step {
+    let sum = quote::<A, P, QUOTED>(packet);
     if sum > u32::MAX as u64 {
         return Step::drop(DropReason::RewriteFailed);
     }
-    write_headers::<A, P, N>(packet, node, mtu, sum as u32)
+    write_headers::<A, P, N, QUOTED>(packet, node, icmp, sum as u32)
 }
 
 /// No error about an error, none about a fragment that is not the first (RFC 1122 section 3.2.2), none from nowhere.
@@ -56,12 +88,12 @@ fn sender<A: Ip>(config: &Config) -> &A {
 /// Moves the beginning of the IP packet behind where the ICMP header will be, and cuts the rest off. Returns the sum of
 /// what it moved, or `u64::MAX` if the kernel refused.
 #[inline(never)]
-fn quote<A: Ip, P: Packet>(packet: &mut P) -> u64 {
-    move_quoted::<A, P>(packet).unwrap_or(u64::MAX)
+fn quote<A: Ip, P: Packet, const QUOTED: usize>(packet: &mut P) -> u64 {
+    move_quoted::<A, P, QUOTED>(packet).unwrap_or(u64::MAX)
 }
 
 #[inline(always)]
-fn move_quoted<A: Ip, P: Packet>(packet: &mut P) -> Result<u64, OutOfBounds> {
+fn move_quoted<A: Ip, P: Packet, const QUOTED: usize>(packet: &mut P) -> Result<u64, OutOfBounds> {
     let from = ETH_LEN as u32;
     let to = from + A::HEADER_LEN as u32 + 8;
     let mut frame = A::Frame::ZERO;
@@ -70,7 +102,7 @@ fn move_quoted<A: Ip, P: Packet>(packet: &mut P) -> Result<u64, OutOfBounds> {
     let quoted = quoted.bytes_mut();
     packet.load_words(from, header)?;
     packet.load_words(from + A::HEADER_LEN as u32, quoted)?;
-    packet.truncate(to + (A::HEADER_LEN + QUOTED) as u32)?;
+    packet.resize(to + (A::HEADER_LEN + QUOTED) as u32)?;
     packet.store_words(to, header, &[])?;
     packet.store_words(to + A::HEADER_LEN as u32, quoted, &[])?;
     let sum = checksum::sum(header) + checksum::sum(quoted);
@@ -79,10 +111,10 @@ fn move_quoted<A: Ip, P: Packet>(packet: &mut P) -> Result<u64, OutOfBounds> {
 
 /// Writes the Ethernet, IP and ICMP headers before what is quoted.
 #[inline(never)]
-fn write_headers<A: Ip, P: Packet, N: Node<A>>(
+fn write_headers<A: Ip, P: Packet, N: Node<A>, const QUOTED: usize>(
     packet: &mut P,
     node: &N,
-    mtu: u32,
+    icmp: u64,
     quoted: u32,
 ) -> Step {
     let Some(config) = node.config() else {
@@ -99,10 +131,9 @@ fn write_headers<A: Ip, P: Packet, N: Node<A>>(
     }
     let to = A::read(frame, IP_AT + A::SRC_AT);
     let payload = (8 + A::HEADER_LEN + QUOTED) as u16;
-    A::write_icmp_header(&mut frame[IP_AT..], payload, from, &to);
+    A::write_header(&mut frame[IP_AT..], payload, A::ICMP, from, &to);
 
-    let mut icmp = [0u8; 8];
-    A::write_too_big(&mut icmp, mtu);
+    let mut icmp = icmp.to_ne_bytes();
     let mut sum = checksum::sum(&icmp) + quoted as u64;
     if A::FAMILY == Family::V6 {
         sum += checksum::sum(from.as_bytes()) + checksum::sum(to.as_bytes());

@@ -1,0 +1,224 @@
+//! The Kubernetes API as far as the agent's watch streams see it, inside this process: pages of lists, and a watch of
+//! EndpointSlices into which the bench puts events.
+//!
+//! It stands in for the network and the API server, whose time is not the agent's.
+
+use std::convert::Infallible;
+use std::net::Ipv4Addr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use futures::channel::mpsc;
+use futures::{Stream, StreamExt, stream};
+use http::{Request, Response};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use kube::Client;
+use kube::client::Body;
+use serde_json::{Value, json};
+
+/// How many services there are, and what is behind each.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub services: u32,
+    /// EndpointSlices of each.
+    pub slices: u32,
+    /// Endpoints of each EndpointSlice.
+    pub endpoints: u32,
+}
+
+/// The lists and the watches.
+#[derive(Clone, Debug)]
+pub struct ApiStub {
+    shape: Shape,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Lists that have been handed over to their last page, and when the last one was.
+    complete: u32,
+    lists_arrived: Option<Instant>,
+    slices: Option<mpsc::UnboundedSender<Bytes>>,
+    /// Watches in which nothing ever happens.
+    silent: Vec<mpsc::UnboundedSender<Bytes>>,
+}
+
+/// Services, EndpointSlices, Nodes.
+const KINDS: u32 = 3;
+
+type Answer = StreamBody<Pin<Box<dyn Stream<Item = Result<Frame<Bytes>, Infallible>> + Send>>>;
+
+impl Shape {
+    /// The ClusterIP of a service.
+    pub fn cluster_ip(service: u32) -> Ipv4Addr {
+        Ipv4Addr::from_bits(Ipv4Addr::new(10, 96, 0, 1).to_bits() + service)
+    }
+
+    /// The address of an endpoint of a slice, the slices counted through all services.
+    fn endpoint(self, slice: u32, index: u32) -> Ipv4Addr {
+        let first = Ipv4Addr::new(10, 128, 0, 1).to_bits();
+        Ipv4Addr::from_bits(first + slice * self.endpoints + index)
+    }
+
+    fn service(self, number: u32) -> Value {
+        json!({
+            "metadata": meta(&format!("service-{number}"), number, &json!({"app": "bench"})),
+            "spec": {
+                "type": "ClusterIP",
+                "clusterIP": Self::cluster_ip(number),
+                "clusterIPs": [Self::cluster_ip(number)],
+                "ipFamilies": ["IPv4"],
+                "ipFamilyPolicy": "SingleStack",
+                "selector": {"app": format!("service-{number}")},
+                "sessionAffinity": "None",
+                "internalTrafficPolicy": "Cluster",
+                "ports": [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": 8080}],
+            },
+            "status": {"loadBalancer": {}},
+        })
+    }
+
+    /// A slice; `first` takes its first endpoint's place.
+    pub fn slice(self, number: u32, first: Option<Ipv4Addr>) -> Value {
+        let service = format!("service-{}", number / self.slices);
+        let endpoints: Vec<Value> = (0..self.endpoints)
+            .map(|index| {
+                let own = self.endpoint(number, index);
+                let address = first.filter(|_| index == 0).unwrap_or(own);
+                json!({
+                    "addresses": [address],
+                    "conditions": {"ready": true, "serving": true, "terminating": false},
+                    "nodeName": format!("node-{}", index % 16),
+                    "targetRef": {"kind": "Pod", "namespace": "bench", "name": format!("{service}-{index}")},
+                })
+            })
+            .collect();
+        let labels = json!({"kubernetes.io/service-name": service});
+        json!({
+            "metadata": meta(&format!("slice-{number}"), number, &labels),
+            "addressType": "IPv4",
+            "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
+            "endpoints": endpoints,
+        })
+    }
+
+    pub fn slice_count(self) -> u32 {
+        self.services * self.slices
+    }
+}
+
+fn meta(name: &str, number: u32, labels: &Value) -> Value {
+    json!({
+        "name": name,
+        "namespace": "bench",
+        "uid": format!("{number:08x}-0000-4000-8000-000000000000"),
+        "resourceVersion": "1000",
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+        "labels": labels,
+    })
+}
+
+impl ApiStub {
+    pub fn new(shape: Shape) -> Self {
+        Self {
+            shape,
+            state: Arc::default(),
+        }
+    }
+
+    pub fn client(&self) -> Client {
+        let stub = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let answer = stub.answer(request.uri());
+            async move { Ok::<_, Infallible>(Response::new(answer)) }
+        });
+        Client::new(service, "default")
+    }
+
+    /// When the last page of the last list was handed over.
+    pub fn lists_arrived(&self) -> Option<Instant> {
+        self.state().lists_arrived
+    }
+
+    /// An event of the watch of EndpointSlices, as its bytes.
+    pub fn modified(slice: &Value) -> Bytes {
+        let mut object = slice.clone();
+        object["kind"] = "EndpointSlice".into();
+        object["apiVersion"] = "discovery.k8s.io/v1".into();
+        let event = json!({"type": "MODIFIED", "object": object});
+        format!("{event}\n").into()
+    }
+
+    /// Puts an event into the watch of EndpointSlices.
+    pub fn send(&self, event: Bytes) -> Result<()> {
+        let state = self.state();
+        let sender = state
+            .slices
+            .as_ref()
+            .context("nobody watches EndpointSlices")?;
+        sender.unbounded_send(event).context("the watch has ended")
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of the lock panics")
+    }
+
+    fn answer(&self, uri: &http::Uri) -> Answer {
+        let query = uri.query().unwrap_or_default();
+        let of = |name: &str| {
+            query
+                .split('&')
+                .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+        };
+        let path = uri.path();
+        if of("watch").is_some() {
+            return self.watch(path.ends_with("/endpointslices"));
+        }
+        let number = |text: Option<&str>, default| text.map_or(default, |t| t.parse().unwrap_or(0));
+        let (first, limit) = (number(of("continue"), 0), number(of("limit"), u32::MAX));
+        let page = self.page(path, first, limit).to_string();
+        let frame = Frame::data(Bytes::from(page));
+        StreamBody::new(Box::pin(stream::once(async { Ok(frame) })))
+    }
+
+    fn page(&self, path: &str, first: u32, limit: u32) -> Value {
+        let shape = self.shape;
+        let kind = path.rsplit('/').next().unwrap_or_default();
+        let (total, item): (u32, Box<dyn Fn(u32) -> Value>) = match kind {
+            "services" => (shape.services, Box::new(|number| shape.service(number))),
+            "endpointslices" => (
+                shape.slice_count(),
+                Box::new(|number| shape.slice(number, None)),
+            ),
+            _ => (0, Box::new(|_| Value::Null)),
+        };
+        let last = first.saturating_add(limit).min(total);
+        let items: Vec<Value> = (first..last).map(item).collect();
+        let mut metadata = json!({"resourceVersion": "1000"});
+        if last < total {
+            metadata["continue"] = last.to_string().into();
+        } else {
+            let mut state = self.state();
+            state.complete += 1;
+            if state.complete == KINDS {
+                state.lists_arrived = Some(Instant::now());
+            }
+        }
+        json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items})
+    }
+
+    fn watch(&self, slices: bool) -> Answer {
+        let (sender, receiver) = mpsc::unbounded();
+        let mut state = self.state();
+        if slices {
+            state.slices = Some(sender);
+        } else {
+            state.silent.push(sender);
+        }
+        StreamBody::new(Box::pin(receiver.map(|bytes| Ok(Frame::data(bytes)))))
+    }
+}

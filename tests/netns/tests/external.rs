@@ -1,0 +1,284 @@
+//! Addresses that are reached from outside, with real sockets: load balancers' and NodePorts, and who may come.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::{
+    collections::BTreeSet,
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr},
+};
+
+use node_agent_model::{
+    Algorithm, Change, ObjectName, PodShare, Protocol, Service, ServicePort, TrafficPolicy,
+};
+use tests_netns::{Agents, slice};
+use tests_testkit::{
+    Cluster, Pod, is_root, skip,
+    traffic::{Server, ask_tcp, ask_udp},
+};
+
+const PORT: u16 = 8080;
+const NODE_PORT: u16 = 30080;
+/// An address of a load balancer in each family.
+const VIPS: [&str; 2] = ["203.0.113.1", "2001:db8:113::1"];
+
+/// Two nodes with a backend and a client each, TCP and UDP served.
+struct Stage {
+    cluster: Cluster,
+    agents: Agents,
+    clients: [Pod; 2],
+    backends: [Pod; 2],
+    _servers: Vec<Server>,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let mut cluster = Cluster::new(2).unwrap();
+        let backends = [0, 1].map(|node| cluster.add_pod(node).unwrap());
+        let clients = [0, 1].map(|node| cluster.add_pod(node).unwrap());
+        let mut servers = Vec::new();
+        for (index, pod) in backends.iter().enumerate() {
+            for ip in [IpAddr::from(pod.ipv4()), pod.ipv6().into()] {
+                let (addr, name) = (SocketAddr::new(ip, PORT), format!("backend{index}"));
+                servers.push(pod.run(|| Server::tcp(addr, &name)).unwrap());
+                servers.push(pod.run(|| Server::udp(addr, &name)).unwrap());
+            }
+        }
+        for (vip, node) in VIPS.iter().zip([
+            IpAddr::from(cluster.nodes[0].addresses.underlay_v4()),
+            cluster.nodes[0].addresses.underlay_v6().into(),
+        ]) {
+            let netns = &cluster.outside.netns;
+            netns.ip(&format!("route add {vip} via {node}")).unwrap();
+        }
+        let agents = Agents::new(&cluster);
+        Self {
+            cluster,
+            agents,
+            clients,
+            backends,
+            _servers: servers,
+        }
+    }
+
+    /// Publishes the Service with the backends of these nodes (from 0 on).
+    fn serve(&mut self, service: Service, backends: &[usize]) {
+        let name = ObjectName::new("default", "web");
+        let pods: Vec<_> = backends
+            .iter()
+            .map(|index| (&self.backends[*index], *index as u8 + 1))
+            .collect();
+        let slices = [true, false].map(|v4| {
+            let (name, slice) = slice(&name, v4, PORT, &pods);
+            Change::EndpointSlice(name, Some(slice))
+        });
+        let service = Change::Service(name, Some(service));
+        let changes: Vec<Change> = slices.into_iter().chain([service]).collect();
+        self.agents.change(&self.cluster, &changes).unwrap();
+    }
+}
+
+fn service(external_policy: TrafficPolicy) -> Service {
+    let port = |protocol| ServicePort {
+        name: String::new(),
+        protocol,
+        port: 80,
+        node_port: Some(NODE_PORT),
+    };
+    let parse = |texts: [&str; 2]| texts.map(|text| text.parse().unwrap()).to_vec();
+    Service {
+        cluster_ips: parse(["10.96.0.10", "fd00:10:96::10"]),
+        load_balancer_ips: parse(VIPS),
+        ports: vec![port(Protocol::Tcp), port(Protocol::Udp)],
+        external_policy,
+        ..Service::default()
+    }
+}
+
+fn vips() -> [SocketAddr; 2] {
+    VIPS.map(|ip| SocketAddr::new(ip.parse().unwrap(), 80))
+}
+
+#[test]
+fn under_a_local_policy_outsiders_keep_their_address_and_pods_reach_every_backend() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let mut stage = Stage::new();
+    stage.serve(service(TrafficPolicy::Local), &[0, 1]);
+    let outside = &stage.cluster.outside;
+    for vip in vips() {
+        for answer in outside.run(|| [ask_tcp(vip), ask_udp(vip, 10), ask_tcp(vip)]) {
+            let answer = answer.unwrap();
+            assert_eq!(answer.name, "backend0", "only the node's own backend");
+            assert_eq!(answer.client.ip(), outside.ip_for(vip.ip()));
+        }
+        // At the socket, and by packets.
+        let tcp = stage.clients[0].run(|| [ask_tcp(vip), ask_tcp(vip)]);
+        let udp = stage.clients[0].run(|| [ask_udp(vip, 10), ask_udp(vip, 10)]);
+        for answers in [tcp, udp] {
+            let names: BTreeSet<String> = answers.map(|answer| answer.unwrap().name).into();
+            assert_eq!(names.len(), 2, "a pod takes every backend: {names:?}");
+        }
+    }
+}
+
+#[test]
+fn source_ranges_let_in_whom_they_name() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let mut stage = Stage::new();
+    let range = |text: &str| text.parse().unwrap();
+    let pod = &stage.clients[0];
+    let admitted = |extra: &[String]| Service {
+        source_ranges: extra.iter().map(|text| range(text)).collect(),
+        ..service(TrafficPolicy::Cluster)
+    };
+    let outsiders = VIPS.map(|ip| stage.cluster.outside.ip_for(ip.parse().unwrap()));
+    let pods = [pod.ipv4().to_string(), pod.ipv6().to_string()];
+    let outsiders = outsiders.map(|ip| ip.to_string());
+
+    stage.serve(admitted(&outsiders), &[0, 1]);
+    let ask = |vip| [ask_tcp(vip), ask_udp(vip, 10)];
+    for vip in vips() {
+        let answers = stage.cluster.outside.run(|| ask(vip));
+        assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+        let answers = stage.clients[0].run(|| ask_udp(vip, 10));
+        assert_eq!(answers.unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
+    stage.serve(admitted(&pods), &[0, 1]);
+    for vip in vips() {
+        let answers = stage.clients[0].run(|| ask(vip));
+        assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+        let answer = stage.cluster.outside.run(|| ask_udp(vip, 10));
+        assert_eq!(answer.unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
+}
+
+#[test]
+fn a_node_port_on_loopback_serves_processes_of_the_host_alone() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let mut stage = Stage::new();
+    stage.serve(service(TrafficPolicy::Cluster), &[0, 1]);
+    for loopback in ["127.0.0.1", "::1"] {
+        let addr = SocketAddr::new(loopback.parse().unwrap(), NODE_PORT);
+        let answers = stage.cluster.nodes[0].run(|| [ask_tcp(addr), ask_tcp(addr)]);
+        let answers = answers.map(|answer| answer.unwrap());
+        assert!(answers.iter().all(|answer| answer.peer == addr));
+        let names: BTreeSet<String> = answers.map(|answer| answer.name).into();
+        assert_eq!(names.len(), 2, "{names:?}");
+        let refused = stage.clients[0].run(|| ask_tcp(addr)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    }
+}
+
+#[test]
+fn without_backends_everybody_is_refused_at_once_and_dropped_under_a_local_policy() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let mut stage = Stage::new();
+    let cluster_ips = service(TrafficPolicy::Cluster).cluster_ips;
+    let kind = |answer: std::io::Result<_>| {
+        answer
+            .map(|_: tests_testkit::traffic::Answer| ())
+            .unwrap_err()
+            .kind()
+    };
+    stage.serve(service(TrafficPolicy::Cluster), &[]);
+    for ip in cluster_ips {
+        // Nobody listens behind 80, and nothing is known of 81.
+        for port in [80, 81] {
+            let addr = SocketAddr::new(ip, port);
+            let ask = || {
+                [
+                    kind(ask_tcp(addr)),
+                    kind(ask_udp(addr, 10)),
+                    kind(ask_udp(addr, 0)),
+                ]
+            };
+            let host = &stage.cluster.nodes[0];
+            for (who, kinds) in [
+                ("pod", stage.clients[0].run(ask)),
+                (
+                    "pod by packets",
+                    stage.clients[0].run_without_socket_programs(ask),
+                ),
+                ("host", host.run(ask)),
+                ("host by packets", host.run_without_socket_programs(ask)),
+            ] {
+                assert_eq!(kinds, [ErrorKind::ConnectionRefused; 3], "{who} {addr}");
+            }
+        }
+    }
+    let node_ports = VIPS.map(|ip| stage.cluster.nodes[0].ip_for(ip.parse().unwrap()));
+    let mut addresses = node_ports.map(|ip| SocketAddr::new(ip, NODE_PORT)).to_vec();
+    addresses.extend(vips());
+    for addr in &addresses {
+        let outside = &stage.cluster.outside;
+        let kinds = outside.run(|| [kind(ask_tcp(*addr)), kind(ask_udp(*addr, 10))]);
+        assert_eq!(kinds, [ErrorKind::ConnectionRefused; 2], "{addr}");
+    }
+    stage.serve(service(TrafficPolicy::Local), &[1]);
+    for addr in addresses {
+        let dropped = stage.cluster.outside.run(|| kind(ask_udp(addr, 10)));
+        assert_eq!(dropped, ErrorKind::WouldBlock, "{addr}");
+    }
+}
+
+#[test]
+fn a_client_keeps_its_backend_at_the_socket_by_packets_and_from_outside() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let mut stage = Stage::new();
+    for algorithm in [Algorithm::RoundRobin, Algorithm::Maglev] {
+        let sticky = Service {
+            affinity_seconds: 600,
+            algorithm: Some(algorithm),
+            ..service(TrafficPolicy::Cluster)
+        };
+        stage.serve(sticky, &[0, 1]);
+        for vip in vips() {
+            let tcp = || [(); 6].map(|()| ask_tcp(vip).unwrap().name);
+            let udp = || [(); 6].map(|()| ask_udp(vip, 10).unwrap().name);
+            let outside = &stage.cluster.outside;
+            for names in [
+                stage.clients[0].run(tcp),
+                stage.clients[0].run(udp),
+                outside.run(tcp),
+                outside.run(udp),
+            ] {
+                let names: BTreeSet<String> = names.into();
+                assert_eq!(names.len(), 1, "{algorithm:?} {vip}: {names:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_canary_gets_its_share_of_the_connections() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let mut stage = Stage::new();
+    let canary = Service {
+        shares: PodShare::parse_list("canary=5").unwrap(),
+        ..service(TrafficPolicy::Cluster)
+    };
+    stage.serve(canary, &[0, 1]);
+    for vip in vips() {
+        let name = |answer: std::io::Result<tests_testkit::traffic::Answer>| answer.unwrap().name;
+        let at_the_socket = stage.clients[0].run(|| [(); 40].map(|()| name(ask_tcp(vip))));
+        let by_packets = stage
+            .cluster
+            .outside
+            .run(|| [(); 40].map(|()| name(ask_udp(vip, 10))));
+        for names in [at_the_socket, by_packets] {
+            let share = names.iter().filter(|name| *name == "backend1").count();
+            assert_eq!(share, 2, "{vip}: 5 % of 40");
+        }
+    }
+}
