@@ -245,6 +245,15 @@ mod tests {
         merge(original.clone(), patch.clone(), of).map(Value::Object)
     }
 
+    /// Name, type, original, patch, and what comes of it.
+    type Case = (&'static str, &'static str, Value, Value, Value);
+
+    fn hold(cases: impl IntoIterator<Item = Case>) {
+        for (name, of, original, change, want) in cases {
+            assert_eq!(patch(of, &original, &change).unwrap(), want, "{name}");
+        }
+    }
+
     #[test]
     fn each_rule() {
         let cases = [
@@ -320,6 +329,20 @@ mod tests {
                 json!({"spec": {"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}}),
             ),
             (
+                "conditions merge by type",
+                "Node",
+                json!({"status": {"conditions": [{"type": "Ready", "status": "False"}, {"type": "X", "status": "True"}]}}),
+                json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
+                json!({"status": {"conditions": [{"type": "Ready", "status": "True"}, {"type": "X", "status": "True"}]}}),
+            ),
+        ];
+        hold(cases);
+    }
+
+    #[test]
+    fn rules_in_combination() {
+        hold([
+            (
                 "the strategy's other half goes with retainKeys",
                 "apps.Deployment",
                 json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}}),
@@ -383,17 +406,7 @@ mod tests {
                 json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["b"], "$setElementOrder/finalizers": ["d", "c", "a"], "finalizers": ["d"]}}),
                 json!({"metadata": {"finalizers": ["d", "c", "a"]}}),
             ),
-            (
-                "conditions merge by type",
-                "Node",
-                json!({"status": {"conditions": [{"type": "Ready", "status": "False"}, {"type": "X", "status": "True"}]}}),
-                json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
-                json!({"status": {"conditions": [{"type": "Ready", "status": "True"}, {"type": "X", "status": "True"}]}}),
-            ),
-        ];
-        for (name, of, original, change, want) in cases {
-            assert_eq!(patch(of, &original, &change).unwrap(), want, "{name}");
-        }
+        ]);
     }
 
     #[test]

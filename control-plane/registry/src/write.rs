@@ -90,6 +90,7 @@ impl Registry {
                         revision,
                         "created"
                     );
+                    self.serve_at_once(kind, revision).await?;
                     return Ok(Written::new(kind, new, revision, warnings));
                 }
                 Outcome::Stale(_) if named => return Err(ApiError::already_exists(kind, &name)),
@@ -341,6 +342,7 @@ impl Registry {
                         revision,
                         "updated"
                     );
+                    self.serve_at_once(kind, revision).await?;
                     return Ok(Written::new(kind, new, revision, warnings));
                 }
                 Outcome::Refused(why) => return Err(ApiError::invalid(kind, name, &[why])),
@@ -350,6 +352,14 @@ impl Registry {
             }
         }
         Err(ApiError::modified(kind, name))
+    }
+
+    /// Who has defined a kind may use it right after the answer.
+    async fn serve_at_once(&self, kind: &Kind, revision: u64) -> Result<()> {
+        if kind.kind == "CustomResourceDefinition" {
+            self.cache().wait(revision).await?;
+        }
+        Ok(())
     }
 
     fn prepare_changed(

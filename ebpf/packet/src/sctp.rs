@@ -94,8 +94,8 @@ mod tests {
         for len in [4_usize, 5, 12, 28, 1480, 9000, 65515] {
             let mut bytes: vec::Vec<u8> = (0..len).map(|n| (n * 7 + 3) as u8).collect();
             let before = crc(&bytes);
-            for byte in 0..4 {
-                bytes[byte] ^= 0x5a + byte as u8;
+            for (byte, changed) in bytes.iter_mut().zip(0x5a..=0x5d) {
+                *byte ^= changed;
             }
             let changed = u32::from_le_bytes([0x5a, 0x5b, 0x5c, 0x5d]);
             assert_eq!(

@@ -151,7 +151,7 @@ async fn a_restart_in_an_unchanged_world_writes_nothing_and_the_metric_says_so()
     sources(&handle).await;
     handle.flush().await.unwrap();
     let applied = maps.state().applied;
-    assert_eq!(applied, 6);
+    assert_eq!(applied, 7);
     assert!(
         text(&registry).contains("fairlead_map_operations_total{map=\"backend4_v1\"} 2"),
         "{}",

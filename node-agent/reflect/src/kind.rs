@@ -209,23 +209,9 @@ pub(crate) fn positive(port: i32) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
-
-    #[test]
-    fn only_a_load_balancer_with_the_local_policy_has_a_health_check() {
-        let check = |kind: &str, policy: &str| {
-            let spec = json!({"clusterIP": "10.96.0.9", "type": kind, "externalTrafficPolicy": policy,
-                "healthCheckNodePort": 32000, "ports": [{"port": 80}]});
-            reflect_service(spec, json!({}))
-                .unwrap()
-                .health_check_node_port
-        };
-        assert_eq!(check("LoadBalancer", "Local"), Some(32000));
-        assert_eq!(check("LoadBalancer", "Cluster"), None);
-        assert_eq!(check("NodePort", "Local"), None);
-    }
 
     #[test]
     fn a_node_that_is_deleted_or_tainted_by_the_autoscaler_is_leaving() {

@@ -220,4 +220,18 @@ mod tests {
             ["b"]
         );
     }
+
+    #[test]
+    fn only_a_load_balancer_with_the_local_policy_has_a_health_check() {
+        let check = |kind: &str, policy: &str| {
+            let spec = json!({"clusterIP": "10.96.0.9", "type": kind, "externalTrafficPolicy": policy,
+                "healthCheckNodePort": 32000, "ports": [{"port": 80}]});
+            reflect_service(spec, json!({}))
+                .unwrap()
+                .health_check_node_port
+        };
+        assert_eq!(check("LoadBalancer", "Local"), Some(32000));
+        assert_eq!(check("LoadBalancer", "Cluster"), None);
+        assert_eq!(check("NodePort", "Local"), None);
+    }
 }

@@ -208,7 +208,8 @@ fn pods_reach_each_other_by_every_backend_over_both_underlays() {
                 .unwrap();
             let machine = underlay.machine(number).unwrap();
             if over_ipv6 {
-                machine.netns.ip("-4 addr flush dev eth0").unwrap();
+                let address = format!("addr del {}/24 dev eth0", machine.ipv4);
+                machine.netns.ip(&address).unwrap();
             }
             let overlay = format!("--overlay={backend}");
             Agent::start(&name, machine, &url, &[&overlay]).unwrap()

@@ -285,47 +285,6 @@ async fn objects_are_replaced_pruned_and_deleted() -> Result<()> {
         ],
     )
     .await?;
-    // The garbage collector is asked by finalizers.
-    for (cascade, finalizer) in [("orphan", "orphan"), ("foreground", "foregroundDeletion")] {
-        server.kubectl(&["create", "cm", cascade]).await?;
-        let how = format!("--cascade={cascade}");
-        server
-            .kubectl(&["delete", "cm", cascade, &how, "--wait=false"])
-            .await?;
-        let held = server.json(&["get", "cm", cascade]).await?;
-        assert_eq!(held["metadata"]["finalizers"], json!([finalizer]));
-        let let_go = r#"{"metadata":{"finalizers":null}}"#;
-        server
-            .kubectl(&["patch", "cm", cascade, "--type=merge", "-p", let_go])
-            .await?;
-        assert!(
-            server
-                .refused(&["get", "cm", cascade])
-                .await?
-                .contains("not found")
-        );
-    }
-    // A pod has the priority of its class.
-    server
-        .kubectl(&["create", "priorityclass", "high", "--value=1000"])
-        .await?;
-    let overrides =
-        |class: &str| format!("--overrides={{\"spec\":{{\"priorityClassName\":\"{class}\"}}}}");
-    server
-        .kubectl(&["run", "q", "--image=i", &overrides("high")])
-        .await?;
-    let pod = server.json(&["get", "pod", "q"]).await?;
-    assert_eq!(pod["spec"]["priority"], 1000);
-    server
-        .kubectl(&["run", "s", "--image=i", &overrides("system-node-critical")])
-        .await?;
-    let none = server
-        .refused(&["run", "r", "--image=i", &overrides("none")])
-        .await?;
-    assert!(
-        none.contains("no PriorityClass with name none was found"),
-        "{none}"
-    );
     let gone = server.refused(&["delete", "cm", "none"]).await?;
     assert!(gone.contains("configmaps \"none\" not found"), "{gone}");
     let kept = server.refused(&["delete", "ns", "default"]).await?;
@@ -456,6 +415,58 @@ async fn what_the_server_says_of_itself() -> Result<()> {
     assert!(
         made.starts_with("configmap/made-") && made.ends_with(" created\n"),
         "{made}"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cascade_is_left_to_the_garbage_collector() -> Result<()> {
+    let server = Server::start().await?;
+    // The garbage collector is asked by finalizers.
+    for (cascade, finalizer) in [("orphan", "orphan"), ("foreground", "foregroundDeletion")] {
+        server.kubectl(&["create", "cm", cascade]).await?;
+        let how = format!("--cascade={cascade}");
+        server
+            .kubectl(&["delete", "cm", cascade, &how, "--wait=false"])
+            .await?;
+        let held = server.json(&["get", "cm", cascade]).await?;
+        assert_eq!(held["metadata"]["finalizers"], json!([finalizer]));
+        let let_go = r#"{"metadata":{"finalizers":null}}"#;
+        server
+            .kubectl(&["patch", "cm", cascade, "--type=merge", "-p", let_go])
+            .await?;
+        assert!(
+            server
+                .refused(&["get", "cm", cascade])
+                .await?
+                .contains("not found")
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_has_the_priority_of_its_class() -> Result<()> {
+    let server = Server::start().await?;
+    server
+        .kubectl(&["create", "priorityclass", "high", "--value=1000"])
+        .await?;
+    let overrides =
+        |class: &str| format!("--overrides={{\"spec\":{{\"priorityClassName\":\"{class}\"}}}}");
+    server
+        .kubectl(&["run", "q", "--image=i", &overrides("high")])
+        .await?;
+    let pod = server.json(&["get", "pod", "q"]).await?;
+    assert_eq!(pod["spec"]["priority"], 1000);
+    server
+        .kubectl(&["run", "s", "--image=i", &overrides("system-node-critical")])
+        .await?;
+    let none = server
+        .refused(&["run", "r", "--image=i", &overrides("none")])
+        .await?;
+    assert!(
+        none.contains("no PriorityClass with name none was found"),
+        "{none}"
     );
     Ok(())
 }
