@@ -21,7 +21,7 @@ pub type HealthChecks = BTreeMap<ObjectName, HealthCheck>;
 #[derive(Debug)]
 pub(crate) enum Command {
     Change {
-        change: Change,
+        change: Box<Change>,
         id: ChangeId,
     },
     Synced(&'static str),
@@ -48,6 +48,7 @@ impl Handle {
     ///
     /// [`ApplyError::Ended`] if the loop is gone.
     pub async fn change(&self, change: Change, id: ChangeId) -> Result<(), ApplyError> {
+        let change = Box::new(change);
         self.send(Command::Change { change, id }).await
     }
 

@@ -177,7 +177,7 @@ impl<S: MapSink + Send + 'static> Reconciler<S> {
             Command::Change { change, id } => {
                 let kind = kind_of(&change);
                 let counted = Counted::of(&change);
-                if self.state.desired.change(change) {
+                if self.state.desired.change(*change) {
                     self.pending.add(counted, id.triggered_at);
                     self.metrics.kube_proxy.queued(counted, &self.pending);
                     debug!(change = %id, kind, "planned");

@@ -94,6 +94,7 @@ fn measured(backend: PodAddress) -> Vec<ServicePort> {
             protocol: match protocol {
                 Protocol::Tcp => "tcp",
                 Protocol::Udp => "udp",
+                Protocol::Sctp => "sctp",
             },
             port,
             node_port: (port == PACKET_PORT).then(|| node_port(backend)),
