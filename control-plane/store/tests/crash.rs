@@ -1,4 +1,4 @@
-//! `kill -9` at random points of 250 writes, 50 times over one file: nothing acknowledged is lost.
+//! `kill -9` at random points of 1,000 writes, 50 times over one file: nothing acknowledged is lost.
 //!
 //! This test starts itself again as the child that writes (so it has its own `main`). The child reports each
 //! acknowledgement over a pipe right after it got it; what is in the pipe outlives the child.
@@ -18,7 +18,7 @@ use control_plane_store::{Event, KeyRange, Op, Revision, Store, Txn};
 use futures::StreamExt;
 
 const KILLS: u64 = 50;
-const WRITES: u64 = 250;
+const WRITES: u64 = 1_000;
 /// The rest may be deletes of absent keys, which are no writes.
 const ALWAYS_ACKNOWLEDGED: u64 = WRITES - WRITES.div_ceil(11);
 const WRITERS: u64 = 8;

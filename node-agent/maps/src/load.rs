@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfLoader, programs::ProgramError};
 use ebpf_abi::maps as names;
 
 use crate::{
@@ -217,6 +217,13 @@ fn load_object(pin_dir: &Path, options: &Options) -> Result<Ebpf, Error> {
         .map_err(|source| Error::Object { source })
 }
 
+/// The verifier gives up when the process gets a signal; libbpf asks it as often.
+const LOAD_ATTEMPTS: u32 = 5;
+
+fn was_interrupted(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EAGAIN))
+}
+
 fn load_program(ebpf: &mut Ebpf, program: Program) -> Result<OwnedFd, Error> {
     let missing = || Error::NotInObject {
         what: "program",
@@ -224,13 +231,19 @@ fn load_program(ebpf: &mut Ebpf, program: Program) -> Result<OwnedFd, Error> {
     };
     let failed = |source| Error::LoadProgram { program, source };
     let loaded = ebpf.program_mut(program.name()).ok_or_else(missing)?;
-    match loaded {
-        aya::programs::Program::SchedClassifier(classifier) => classifier.load(),
-        aya::programs::Program::CgroupSockAddr(sock_addr) => sock_addr.load(),
-        aya::programs::Program::CgroupSock(sock) => sock.load(),
-        _ => return Err(missing()),
+    let mut attempt = 1;
+    loop {
+        let result = match loaded {
+            aya::programs::Program::SchedClassifier(classifier) => classifier.load(),
+            aya::programs::Program::CgroupSockAddr(sock_addr) => sock_addr.load(),
+            aya::programs::Program::CgroupSock(sock) => sock.load(),
+            _ => return Err(missing()),
+        };
+        match result {
+            Err(error) if was_interrupted(&error) && attempt < LOAD_ATTEMPTS => attempt += 1,
+            result => break result.map_err(failed)?,
+        }
     }
-    .map_err(failed)?;
     let fd = loaded.fd().map_err(failed)?;
     fd.as_fd()
         .try_clone_to_owned()
