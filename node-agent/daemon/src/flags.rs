@@ -206,7 +206,7 @@ mod tests {
                 .to_string()
         };
         assert!(
-            parse("--overlay=ipip").contains("choose vxlan or direct"),
+            parse("--overlay=ipip").contains("choose vxlan, udp or direct"),
             "{}",
             parse("--overlay=ipip")
         );

@@ -69,7 +69,9 @@ fn logs_show_what_a_container_wrote() {
         let (time, text) = timed.split_once(' ').unwrap();
         assert!(time.parse::<jiff::Timestamp>().is_ok(), "{timed}");
         assert_eq!(text, "from b\n");
-        let later = format!("--since-time={}", jiff::Timestamp::now());
+        // Kubernetes' times have whole seconds, rounded down.
+        let later = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
+        let later = format!("--since-time={later}");
         assert_eq!(
             node.kubectl_ok(&["logs", "two", "-c", "b", &later]).await,
             ""

@@ -50,10 +50,13 @@ fn a_service_has_its_name_before_it_is_visible_and_until_it_is_gone() {
 
     desired.change(Change::Service(name, None));
     let ops = plan(&mut desired, &mut applied, Duration::ZERO).ops;
-    assert!(
-        matches!(ops.last(), Some(MapOp::ServiceName { name: None, .. })),
-        "{ops:?}"
-    );
+    let gone = ops
+        .iter()
+        .position(|op| matches!(op, MapOp::Service { service: None, .. }));
+    let unnamed = ops
+        .iter()
+        .position(|op| matches!(op, MapOp::ServiceName { name: None, .. }));
+    assert!(gone.unwrap() < unnamed.unwrap(), "{ops:?}");
     assert!(applied.held().is_idle());
 }
 

@@ -62,15 +62,6 @@ impl Metric {
         }
     }
 
-    /// How far the same thing measured twice may differ; beyond it the run says nothing.
-    pub fn noise_limit(self) -> f64 {
-        match self {
-            // Each connection finds windows of its own.
-            Self::StreamTime => 0.10,
-            _ => 0.02,
-        }
-    }
-
     /// Whether the cost is the CPU time of whoever puts packets in, without any socket.
     pub fn is_cpu(self) -> bool {
         matches!(

@@ -10,6 +10,8 @@ use crate::metric::Metric;
 use crate::report::Row;
 use crate::way::{Sinks, Way};
 
+/// How far the same thing measured twice may differ; beyond it the run says nothing.
+const NOISE_LIMIT: f64 = 0.02;
 /// How often a session is tried until its noise rows are good.
 const ATTEMPTS: usize = 4;
 
@@ -126,7 +128,7 @@ impl Session<'_> {
         for _ in 0..ATTEMPTS {
             let samples = self.sample(metric, quick)?;
             let (rows, noise) = self.rows(bench, metric, &samples)?;
-            let quiet = noise <= metric.noise_limit();
+            let quiet = noise <= NOISE_LIMIT;
             eprintln!(
                 "{:<22} {:<20} noise {:.1} %{}",
                 metric.name(),
