@@ -127,7 +127,8 @@ fn a_connection_is_listed_with_its_service_and_its_state() {
 
         assert_eq!(list(&["protocol=udp"])[0]["service"], "default/dns");
         assert_eq!(list(&["protocol=udp", "service=default/web"]).len(), 0);
-        assert_eq!(list(&[&format!("port={}", client.port())]).len(), 1);
+        let port = format!("port={}", client.port());
+        assert_eq!(list(&["protocol=tcp", &port]).len(), 1);
         assert_eq!(list(&[&format!("address={}", client.ip())]).len(), 2);
         let table = fairlead(&pins, &["conntrack", "list"]).unwrap();
         assert_eq!(table.lines().count(), 3, "{table}");
@@ -145,14 +146,14 @@ fn drops_maps_and_status_tell_how_the_node_is() {
         fairlead(&pins, &["drops"]).unwrap(),
         "nothing was dropped\n"
     );
-    // A service without backend: on the way its packets are dropped.
     let empty = tests_testkit::ServiceSpec::udp("10.96.0.11:80".parse().unwrap(), []);
     let mut cluster = stage.cluster;
     cluster.publish(&empty).unwrap();
-    let empty = "10.96.0.11:80".parse().unwrap();
-    stage.client.run(|| ask_udp(empty, 1)).unwrap_err();
+    // Only answers may come to the address of source NAT.
+    let source_nat = (cluster.nodes[0].addresses.pod_v4(0), 80).into();
+    stage.client.run(|| ask_udp(source_nat, 1)).unwrap_err();
     let drops = fairlead(&pins, &["drops"]).unwrap();
-    assert!(drops.contains("no_backend"), "{drops}");
+    assert!(drops.contains("no_connection"), "{drops}");
     assert!(!drops.contains("malformed"), "{drops}");
     assert!(
         fairlead(&pins, &["drops", "--all"])
