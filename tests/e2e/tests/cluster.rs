@@ -148,7 +148,7 @@ fn maps_dump_with_names(cluster: &Cluster) -> Result<()> {
         }
     }
     let may_be_empty = |map: &str| {
-        ["conn", "fragment", "socket"]
+        ["affinity", "conn", "fragment", "range", "socket"]
             .iter()
             .any(|kind| map.contains(kind))
     };
