@@ -292,7 +292,7 @@ fn print_usage(options: &Options, kubectl: &Kubectl, node_port: Option<u64>) {
     println!("\nUse it:");
     println!("  export KUBECONFIG={}", place::kubeconfig().display());
     println!("  {} get pods -o wide", kubectl.path().display());
-    println!("  {exec} n1 -- bpftool map dump pinned /sys/fs/bpf/fairlead/service_v1");
+    println!("  {exec} n1 -- bpftool map dump pinned /sys/fs/bpf/fairlead/service_v2");
     println!("  {exec} n1 -- docker ps");
     if let Some(port) = node_port {
         let url = format!("http://{}:{port}/", Place::Node(1).addresses().0);

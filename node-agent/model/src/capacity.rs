@@ -9,7 +9,7 @@ pub struct Capacity {
     pub frontends6: usize,
     pub ranges4: usize,
     pub ranges6: usize,
-    /// Of `service_v1` and `cursor_v1`; id 0 is never given.
+    /// Of `service_v2` and `cursor_v1`; id 0 is never given.
     pub services: usize,
     pub slots: usize,
     pub backends4: usize,

@@ -44,7 +44,7 @@ impl MapSink for Maps {
                 state.fail_after = Some((after, times - 1));
                 let source = io::Error::from(io::ErrorKind::StorageFull);
                 return Err(SinkError {
-                    map: "service_v1",
+                    map: "service_v2",
                     action: "update",
                     index: Some(index),
                     full: true,
@@ -195,15 +195,15 @@ async fn a_failed_batch_is_reported_read_back_and_finished() {
     sources(&handle).await;
     let failure = handle.flush().await.unwrap_err();
     assert!(
-        matches!(&failure, ApplyError::Failed(text) if text.contains("service_v1")),
+        matches!(&failure, ApplyError::Failed(text) if text.contains("service_v2")),
         "{failure}"
     );
-    assert!(handle.status().not_ready()[0].contains("service_v1"));
+    assert!(handle.status().not_ready()[0].contains("service_v2"));
     handle.wait_synced().await.unwrap();
     assert_eq!(maps.state().maps.v4.frontends.len(), 1);
     assert_eq!(handle.status().error, None);
     assert!(text(&registry).contains("fairlead_sync_failures_total 2"));
-    let by_map = "fairlead_map_failures_total{map=\"service_v1\"} 2";
+    let by_map = "fairlead_map_failures_total{map=\"service_v2\"} 2";
     assert!(text(&registry).contains(by_map));
 }
 
