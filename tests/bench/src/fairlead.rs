@@ -57,19 +57,15 @@ impl<'a> Setup<'a> {
     }
 }
 
-/// Sizes of maps for 30,000 services with three endpoints each, and for 10,000 pods on a node.
+/// Sizes of maps for 30,000 services with three endpoints each: the default holds 65,536 backends.
 pub fn large_maps() -> (Options, Capacity) {
-    let (backends, endpoints) = (131_072, 16_384);
+    const BACKENDS: u32 = 131_072;
     let options = Options {
-        max_entries: BTreeMap::from([
-            (ebpf_abi::maps::BACKEND4, backends),
-            (ebpf_abi::maps::ENDPOINT4, endpoints),
-        ]),
+        max_entries: BTreeMap::from([(ebpf_abi::maps::BACKEND4, BACKENDS)]),
         ..Options::default()
     };
     let capacity = Capacity {
-        backends4: backends as usize,
-        endpoints4: endpoints as usize,
+        backends4: BACKENDS as usize,
         ..Capacity::default()
     };
     (options, capacity)
