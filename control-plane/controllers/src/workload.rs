@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::fault::gone;
+use crate::informer::ObjectKey;
 
 /// How many pods are made at once after as many have been made without an error; it doubles, as upstream's slow start.
 const FIRST_BATCH: usize = 1;
@@ -28,6 +29,13 @@ const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 pub(crate) fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
     let mut owners = meta.owner_references.iter().flatten();
     owners.find(|owner| owner.controller == Some(true))
+}
+
+/// Who controls this object, if it is of that kind.
+pub(crate) fn controller_key(metadata: &ObjectMeta, kind: &str) -> Option<ObjectKey> {
+    let owner = controller_of(metadata).filter(|owner| owner.kind == kind)?;
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    Some(ObjectKey::new(namespace, &owner.name))
 }
 
 /// `owner` as the controller of what it makes.

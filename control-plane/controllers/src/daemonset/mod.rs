@@ -21,8 +21,8 @@ use crate::fault::{gone, is_conflict};
 use crate::informer::ObjectKey;
 use crate::queue::Queue;
 use crate::workload::{
-    BURST, Claim, claim, claim_pods, controller_of, create_pods, delete_all, owner_reference,
-    pod_from, selector, still_wanted,
+    BURST, Claim, claim, claim_pods, controller_key, controller_of, create_pods, delete_all,
+    owner_reference, pod_from, selector, still_wanted,
 };
 use crate::{Informers, Options};
 use plan::{HASH, Plan, plan};
@@ -59,15 +59,9 @@ fn subscribe(informers: &Arc<Informers>, queue: &Arc<Queue<ObjectKey>>) {
     });
     let to = queue.clone();
     informers.pods.on_change(move |change| {
-        for pod in change.both() {
-            let set = controller_of(&pod.metadata).filter(|owner| owner.kind == "DaemonSet");
-            if let Some(set) = set {
-                to.add(ObjectKey::new(
-                    &pod.namespace().unwrap_or_default(),
-                    &set.name,
-                ));
-            }
-        }
+        let sets = change.both();
+        let sets = sets.filter_map(|pod| controller_key(&pod.metadata, "DaemonSet"));
+        sets.for_each(|key| to.add(key));
     });
     let (to, all) = (queue.clone(), Arc::downgrade(informers));
     informers.nodes.on_change(move |change| {

@@ -22,8 +22,8 @@ use crate::fault::{gone, is_conflict};
 use crate::informer::ObjectKey;
 use crate::queue::Queue;
 use crate::workload::{
-    Claim, claim, controller_of, delete_all, owner_reference, phase, selector, set_controller,
-    still_wanted,
+    Claim, claim, controller_key, controller_of, delete_all, owner_reference, phase, selector,
+    set_controller, still_wanted,
 };
 use crate::{Informers, Options};
 use history::{DESIRED, REVISION};
@@ -86,13 +86,8 @@ fn subscribe(informers: &Arc<Informers>, queue: &Arc<Queue<ObjectKey>>) {
         let (Some(informers), Some(old), None) = (all.upgrade(), &change.old, &change.new) else {
             return;
         };
-        let set = controller_of(&old.metadata).filter(|owner| owner.kind == "ReplicaSet");
-        let namespace = old.namespace().unwrap_or_default();
-        let set = set.and_then(|set| {
-            informers
-                .replica_sets
-                .get(&ObjectKey::new(&namespace, &set.name))
-        });
+        let set = controller_key(&old.metadata, "ReplicaSet");
+        let set = set.and_then(|key| informers.replica_sets.get(&key));
         if let Some(set) = set {
             deployments_of(&informers, &set)
                 .into_iter()

@@ -19,7 +19,7 @@ use crate::fault::gone;
 use crate::informer::ObjectKey;
 use crate::queue::Queue;
 use crate::workload::{
-    BURST, Claim, claim, claim_pods, controller_of, create_pods, delete_all, owner_reference,
+    BURST, Claim, claim, claim_pods, controller_key, create_pods, delete_all, owner_reference,
     pod_from, selector, still_wanted,
 };
 use crate::{Informers, Options};
@@ -44,15 +44,9 @@ pub(crate) async fn run(client: Client, informers: Arc<Informers>, _: &Options) 
     });
     let to = queue.clone();
     informers.pods.on_change(move |change| {
-        for pod in change.both() {
-            let job = controller_of(&pod.metadata).filter(|owner| owner.kind == "Job");
-            if let Some(job) = job {
-                to.add(ObjectKey::new(
-                    &pod.namespace().unwrap_or_default(),
-                    &job.name,
-                ));
-            }
-        }
+        let jobs = change.both();
+        let jobs = jobs.filter_map(|pod| controller_key(&pod.metadata, "Job"));
+        jobs.for_each(|key| to.add(key));
     });
     informers.jobs.synced().await;
     informers.pods.synced().await;
