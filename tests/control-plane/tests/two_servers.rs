@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use control_plane_store::EtcdStore;
@@ -84,10 +85,11 @@ async fn follow(client: Client, version: String) -> Vec<Seen> {
 
 /// Makes, counts up and removes objects at one server, and reads each at the other. Answers how many additions to the
 /// shared counter were acknowledged, and how many may have been done.
-async fn write(own: Client, other: Client, writer: usize) -> (u64, u64) {
+async fn write(own: Client, other: Client, writer: usize, rounds: Arc<AtomicUsize>) -> (u64, u64) {
     let (own, other) = (maps(&own), maps(&other));
     let mut added = (0, 0);
     for round in 0..ROUNDS {
+        rounds.fetch_add(1, Ordering::Relaxed);
         let name = format!("{writer}-{round}");
         let made = own.create(&PostParams::default(), &map(&name, "x")).await;
         assert!(matches!(code(&made), 200 | 503 | 504), "{made:?}");
@@ -131,14 +133,17 @@ async fn run(etcd: &mut LocalEtcd, kill: Option<usize>) {
     let watches =
         [&first, &second].map(|client| tokio::spawn(follow(client.clone(), version.clone())));
     let mut writers = JoinSet::new();
+    let rounds = Arc::new(AtomicUsize::new(0));
     for writer in 0..WRITERS {
         let mut clients = [first.clone(), second.clone()];
         clients.rotate_left(writer % 2);
         let [own, other] = clients;
-        writers.spawn(write(own, other, writer));
+        writers.spawn(write(own, other, writer, rounds.clone()));
     }
     if let Some(member) = kill {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        while rounds.load(Ordering::Relaxed) < WRITERS * ROUNDS / 5 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         assert!(writers.try_join_next().is_none(), "it is killed too late");
         etcd.kill(member);
     }
