@@ -143,6 +143,10 @@ fn maps_dump_with_names(cluster: &Cluster) -> Result<()> {
                 "{map} has no field names: {first}"
             ),
             None => {
+                // Nothing to dump: the types that a dump would use.
+                let types = ["bpftool", "btf", "dump", "map", "pinned", map, "kv"];
+                let types = cluster.output("n1", &types)?;
+                ensure!(types.contains("STRUCT"), "{map} has no fields: {types}");
                 empty.insert(map);
             }
         }
