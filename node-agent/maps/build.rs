@@ -65,6 +65,7 @@ fn build() -> Result<(), String> {
         ])
         .args(["--target", target, "--target-dir"])
         .arg(&target_dir)
+        .args(features())
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
             rustflags(&variable("CARGO_CFG_TARGET_ARCH")?),
@@ -79,6 +80,14 @@ fn build() -> Result<(), String> {
         &target_dir.join(target).join("release/fairlead-bpf"),
         &object,
     )
+}
+
+/// What `ebpf/programs` is built with, by our own features.
+fn features() -> &'static [&'static str] {
+    match env::var_os("CARGO_FEATURE_EBPF_LOG") {
+        Some(_) => &["--features", "log"],
+        None => &[],
+    }
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), String> {

@@ -7,7 +7,7 @@ mod files;
 use anyhow::{Result, bail};
 
 use crate::command::Run;
-use crate::workspace;
+use crate::{coverage, workspace};
 
 /// The programs build only for the BPF target; their build lints them.
 const CLIPPY: &[&str] = &[
@@ -29,13 +29,17 @@ pub fn run() -> Result<()> {
     // Each part speaks, so that one run shows everything there is to mend.
     faults.extend(failure(&["fmt", "--all", "--check"]));
     faults.extend(failure(CLIPPY));
+    let page = coverage::check().err();
+    faults.extend(page.map(|error| format!("{error:#}")));
     for fault in &faults {
         eprintln!("check: {fault}");
     }
     if !faults.is_empty() {
         bail!("{} faults, listed above", faults.len());
     }
-    println!("check: formatting, lints, dependency rules and file rules hold");
+    println!(
+        "check: formatting, lints, dependency rules, file rules and the API's coverage page hold"
+    );
     Ok(())
 }
 

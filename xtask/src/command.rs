@@ -7,6 +7,19 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+/// A program in the environment of whoever called `cargo xtask`. Cargo told this one which package it is of; build scripts
+/// (ring's) that look at these would take them for another environment, and a cargo below this one would build everything
+/// above them anew, as would the next one that the user calls.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    let of_package =
+        |key: &String| key.starts_with("CARGO_PKG_") || key.starts_with("CARGO_MANIFEST_");
+    for (key, _) in std::env::vars().filter(|(key, _)| of_package(key)) {
+        command.env_remove(key);
+    }
+    command
+}
+
 /// A command line that is run to its end.
 #[derive(Debug)]
 pub struct Run {
@@ -20,7 +33,7 @@ impl Run {
         Run {
             program: program.as_ref().to_owned(),
             arguments: Vec::new(),
-            command: Command::new(program),
+            command: command(program),
         }
     }
 

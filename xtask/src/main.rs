@@ -5,7 +5,10 @@ mod bench;
 mod check;
 mod codegen;
 mod command;
+mod coverage;
 mod ebpf;
+mod fuzz;
+mod program;
 mod setup;
 mod test;
 mod up;
@@ -25,7 +28,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Install what is missing: packages, the eBPF toolchain, bpf-linker, kubectl
+    /// Install what is missing: packages, the eBPF toolchain, bpf-linker, kubectl, the Python client
     Setup,
     /// Build the eBPF object to target/ebpf/fairlead.bpf.o
     BuildEbpf,
@@ -33,6 +36,8 @@ enum Command {
     Check,
     /// Write the tables of the API's types from what Kubernetes publishes; --check only compares
     Codegen(codegen::Options),
+    /// Write docs/api-coverage.md from what the tests of clients ask for; --check only compares
+    ApiCoverage(coverage::Options),
     /// Everything: check, unit tests, real-kernel tests, kubectl, a whole cluster; needs root
     Test(test::Options),
     /// Start a cluster of several nodes on this machine, prove its traffic, stay until Ctrl-C
@@ -42,7 +47,9 @@ enum Command {
     /// Run something where a node is
     #[command(subcommand)]
     Node(up::NodeCommand),
-    /// Run a benchmark of tests/bench: `cargo xtask bench NAME [--json FILE]`
+    /// Look for inputs that break what reads foreign bytes: every target of tests/fuzz, or those named
+    Fuzz(fuzz::Options),
+    /// Run a benchmark of tests/bench, or tests/api-bench: `cargo xtask bench NAME [--json FILE]`
     Bench(bench::Options),
 }
 
@@ -52,10 +59,12 @@ fn main() -> ExitCode {
         Command::BuildEbpf => ebpf::run(),
         Command::Check => check::run(),
         Command::Codegen(options) => codegen::run(&options),
+        Command::ApiCoverage(options) => coverage::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Up(options) => up::run(&options),
         Command::Down => up::down(),
         Command::Node(command) => up::node(&command),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(&options),
     };
     match outcome {

@@ -2,6 +2,7 @@
 
 mod kubectl;
 mod packages;
+mod python;
 mod toolchain;
 
 use anyhow::{Result, bail};
@@ -12,6 +13,8 @@ pub fn run() -> Result<()> {
     packages::install(packages::TOOLS)?;
     toolchain::install()?;
     kubectl::install()?;
+    kubectl::install_older();
+    python::install()?;
     println!("setup: everything is there");
     Ok(())
 }

@@ -3,16 +3,18 @@
 
 use axum::extract::State;
 use axum::response::Response;
+use bytes::Bytes;
 use control_plane_registry::{Kind, Kinds, Subresource};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::{Api, negotiate, respond};
 
 /// `/api`.
 pub async fn core(State(api): State<Api>, headers: HeaderMap) -> Response {
     if negotiate::wants_aggregated(&headers) {
-        return aggregated(&api.registry.kinds(), |group| group.is_empty());
+        return aggregated(&headers, &api.registry.kinds(), |group| group.is_empty());
     }
     let body = json!({
         "kind": "APIVersions",
@@ -26,7 +28,7 @@ pub async fn core(State(api): State<Api>, headers: HeaderMap) -> Response {
 pub async fn groups(State(api): State<Api>, headers: HeaderMap) -> Response {
     let kinds = api.registry.kinds();
     if negotiate::wants_aggregated(&headers) {
-        return aggregated(&kinds, |group| !group.is_empty());
+        return aggregated(&headers, &kinds, |group| !group.is_empty());
     }
     let groups = group_names(&kinds).into_iter();
     let groups: Vec<Value> = groups.map(|g| group_value(&kinds, g)).collect();
@@ -116,7 +118,7 @@ pub fn group_version(group: &str, version: &str) -> String {
     }
 }
 
-fn aggregated(kinds: &Kinds, wanted: impl Fn(&str) -> bool) -> Response {
+fn aggregated(headers: &HeaderMap, kinds: &Kinds, wanted: impl Fn(&str) -> bool) -> Response {
     let mut items: Vec<Value> = Vec::new();
     for (group, version) in kinds.group_versions() {
         if !wanted(group) {
@@ -140,11 +142,18 @@ fn aggregated(kinds: &Kinds, wanted: impl Fn(&str) -> bool) -> Response {
         "items": items,
     });
     let content_type = HeaderValue::from_static(negotiate::AGGREGATED);
-    vary(respond::with_type(
-        StatusCode::OK,
-        content_type,
-        body.to_string().into(),
-    ))
+    let body = body.to_string();
+    let tag = format!("\"{:X}\"", Sha256::digest(&body));
+    let known = headers.get(header::IF_NONE_MATCH);
+    // Clients keep the document, and only ask whether it is still so.
+    let mut response = match known.is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
+        true => respond::with_type(StatusCode::NOT_MODIFIED, content_type, Bytes::new()),
+        false => respond::with_type(StatusCode::OK, content_type, body.into()),
+    };
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    vary(response)
 }
 
 fn resource(kind: &'static Kind) -> Value {
@@ -193,9 +202,12 @@ fn subresource_kind(
         Subresource::Binding => (kind.group, kind.version, "Binding"),
         Subresource::Scale => ("autoscaling", "v1", "Scale"),
         Subresource::Eviction => ("policy", "v1", "Eviction"),
-        Subresource::Status | Subresource::Finalize | Subresource::Log => {
-            (kind.group, kind.version, kind.kind)
-        }
+        Subresource::Token => ("authentication.k8s.io", "v1", "TokenRequest"),
+        Subresource::Status
+        | Subresource::Finalize
+        | Subresource::Log
+        | Subresource::EphemeralContainers
+        | Subresource::Resize => (kind.group, kind.version, kind.kind),
         Subresource::Exec => (kind.group, kind.version, "PodExecOptions"),
         Subresource::Attach => (kind.group, kind.version, "PodAttachOptions"),
         Subresource::PortForward => (kind.group, kind.version, "PodPortForwardOptions"),

@@ -25,11 +25,12 @@ const BODIES: [&str; 3] = [
     "application/yaml",
     "application/vnd.kubernetes.protobuf",
 ];
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
 const PATCHES: [&str; 4] = [
-    "application/apply-patch+yaml",
     "application/json-patch+json",
     "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
+    STRATEGIC,
+    "application/apply-patch+yaml",
 ];
 
 /// One entry of an `Accept` header.
@@ -132,7 +133,11 @@ pub fn patch_type(headers: &HeaderMap) -> Result<Option<PatchType>> {
 
 /// Custom resources have no merge keys.
 pub fn no_strategic_patch() -> ApiError {
-    ApiError::unsupported_media_type(&PATCHES[..3])
+    let others: Vec<&str> = PATCHES
+        .into_iter()
+        .filter(|media| *media != STRATEGIC)
+        .collect();
+    ApiError::unsupported_media_type(&others)
 }
 
 fn media_type(headers: &HeaderMap) -> &str {

@@ -186,6 +186,7 @@ fn body_of(subresource: Subresource) -> Option<&'static str> {
     match subresource {
         Subresource::Binding => Some("io.k8s.api.core.v1.Binding"),
         Subresource::Eviction => Some("io.k8s.api.policy.v1.Eviction"),
+        Subresource::Token => Some("io.k8s.api.authentication.v1.TokenRequest"),
         Subresource::Scale => Some("io.k8s.api.autoscaling.v1.Scale"),
         _ => None,
     }

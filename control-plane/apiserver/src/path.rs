@@ -28,7 +28,7 @@ impl PartialEq for KindRef {
 impl Eq for KindRef {}
 
 /// What a path is.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parsed {
     Root,
     /// `/apis/GROUP`.
@@ -63,9 +63,9 @@ pub fn parse(kinds: &Kinds, path: &str) -> Parsed {
         _ => return Parsed::Nothing,
     };
     let known = kinds
-        .group_versions()
-        .into_iter()
-        .find(|(g, v)| *g == group && *v == version);
+        .all()
+        .find(|k| k.group == group && k.version == version)
+        .map(|k| (k.group, k.version));
     let Some((group, version)) = known else {
         return Parsed::Nothing;
     };
@@ -118,9 +118,8 @@ fn resource(kinds: &Kinds, group: &str, version: &str, rest: &[&str], watch: boo
 
 fn known_group(kinds: &Kinds, name: &str) -> Option<&'static str> {
     kinds
-        .group_versions()
-        .into_iter()
-        .map(|(group, _)| group)
+        .all()
+        .map(|kind| kind.group)
         .find(|group| *group == name && !group.is_empty())
 }
 

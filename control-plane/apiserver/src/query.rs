@@ -77,6 +77,7 @@ impl Query {
             field_validation: FieldValidation::parse(self.get("fieldValidation"))?,
             manager: manager.chars().take(128).collect(),
             apply: applies.then_some(force),
+            admission: None,
         };
         options.validate(given, force)?;
         Ok(options)

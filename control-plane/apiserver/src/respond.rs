@@ -1,5 +1,7 @@
 //! Making answers.
 
+use std::convert::Infallible;
+
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
@@ -17,8 +19,24 @@ pub fn bytes(status: StatusCode, body: Bytes) -> Response {
     with_type(status, HeaderValue::from_static("application/json"), body)
 }
 
+/// A body that is JSON as it comes.
+pub fn body<B>(status: StatusCode, body: B) -> Response
+where
+    B: http_body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
+    with_body(
+        status,
+        HeaderValue::from_static("application/json"),
+        Body::new(body),
+    )
+}
+
 pub fn with_type(status: StatusCode, content_type: HeaderValue, body: Bytes) -> Response {
-    let mut response = Response::new(Body::from(body));
+    with_body(status, content_type, Body::from(body))
+}
+
+fn with_body(status: StatusCode, content_type: HeaderValue, body: Body) -> Response {
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type);

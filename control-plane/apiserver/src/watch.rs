@@ -1,25 +1,33 @@
 //! Watches as a chunked body: one line of JSON for each change.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use control_plane_registry::{Kind, Object, Watch, WatchItem, frame};
+use control_plane_registry::{Kind, Object, Watch, WatchItem, frame, frame_of};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 use tokio::sync::watch as signal;
-use tokio::time::Instant;
+use tokio::time::Sleep;
 
 use crate::Api;
+use crate::flow::Seat;
 use crate::metrics::WatchGuard;
 use crate::negotiate::Shape;
+use crate::path::Target;
 use crate::table::{self, Include};
 
 /// A watch without `timeoutSeconds` ends after a time between this and twice this, so that watchers do not all come
 /// back together.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// What clients ask for has no bounds; the clock has.
+const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// One open watch.
 struct Stream {
@@ -27,34 +35,46 @@ struct Stream {
     watch: Watch,
     shape: Shape,
     include: Include,
-    ends: Instant,
-    stopping: signal::Receiver<bool>,
+    /// Made once: a timer for each event would cost more than the event.
+    ends: Pin<Box<Sleep>>,
+    stopping: BoxFuture<'static, ()>,
     done: bool,
-    _counted: WatchGuard,
+    counted: WatchGuard,
+    /// Held until the state at the beginning is told, which costs what a list costs.
+    seat: Option<Arc<Seat>>,
+}
+
+/// How the watcher wants its objects.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    pub shape: Shape,
+    pub include: Include,
 }
 
 /// The answer that goes on until the client leaves, the time is over, or the server stops.
 pub fn stream(
     api: &Api,
-    kind: &'static Kind,
+    target: &Target,
     watch: Watch,
-    shape: Shape,
-    include: Include,
+    form: Form,
     timeout: Option<u64>,
+    seat: Option<Arc<Seat>>,
 ) -> Response {
+    let kind = target.kind.0;
     let lasts = match timeout {
-        Some(seconds) if seconds > 0 => Duration::from_secs(seconds),
+        Some(seconds) if seconds > 0 => Duration::from_secs(seconds).min(MAX_TIMEOUT),
         _ => DEFAULT_TIMEOUT.mul_f64(1.0 + rand::random::<f64>()),
     };
     let stream = Stream {
         kind,
         watch,
-        shape,
-        include,
-        ends: Instant::now() + lasts,
-        stopping: api.stopping.clone(),
+        shape: form.shape,
+        include: form.include,
+        ends: Box::pin(tokio::time::sleep(lasts)),
+        stopping: stopped(api.stopping.clone()).boxed(),
         done: false,
-        _counted: api.metrics.watch(),
+        counted: api.metrics.watch(kind, !target.namespace.is_empty()),
+        seat,
     };
     let chunks = futures::stream::unfold(stream, |mut stream| async {
         let chunk = stream.next().await?;
@@ -79,15 +99,19 @@ impl Stream {
         if self.done {
             return None;
         }
+        if !self.watch.is_beginning() {
+            self.seat = None;
+        }
         let items = tokio::select! {
             items = self.watch.next() => Some(items?),
-            () = tokio::time::sleep_until(self.ends) => None,
-            () = stopped(&mut self.stopping) => None,
+            () = &mut self.ends => None,
+            () = &mut self.stopping => None,
         };
         let items = match items {
             Some(items) => items,
             None => self.last_word()?,
         };
+        self.counted.sent(items.len());
         let mut lines = items.into_iter().map(|item| self.line(item));
         if lines.len() == 1 {
             return lines.next();
@@ -122,7 +146,7 @@ impl Stream {
 
     fn object(&self, word: &str, object: &Arc<Object>) -> Bytes {
         let shown = match self.shape {
-            Shape::Object => return frame(word, &object.bytes),
+            Shape::Object => return frame_of(word, object),
             Shape::Metadata => table::partial(&object.value()),
             Shape::Table => {
                 let metadata = json!({"resourceVersion": object.revision.to_string()});
@@ -152,7 +176,7 @@ impl Stream {
 }
 
 /// Waits until the server is to end.
-async fn stopped(stopping: &mut signal::Receiver<bool>) {
+async fn stopped(mut stopping: signal::Receiver<bool>) {
     // A sender that is gone says the same as one that says true.
     drop(stopping.wait_for(|stopping| *stopping).await);
 }

@@ -42,14 +42,47 @@ async fn aggregated_discovery_has_its_exact_type() {
     let expected = [
         "attach",
         "binding",
+        "ephemeralcontainers",
         "eviction",
         "exec",
         "log",
         "portforward",
         "proxy",
+        "resize",
         "status",
     ];
     assert_eq!(names, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn discovery_that_a_client_has_is_not_sent_again() {
+    let server = Server::start().await;
+    let accept = (
+        "accept",
+        "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+    );
+    let first = server
+        .ask(Method::GET, "/apis", &[accept], axum::body::Body::empty())
+        .await;
+    let tag = first.header("etag").to_owned();
+    assert!(tag.starts_with('"') && tag.len() == 66, "{tag}");
+    let known = [accept, ("if-none-match", tag.as_str())];
+    let again = server
+        .ask(Method::GET, "/apis", &known, axum::body::Body::empty())
+        .await;
+    assert_eq!(again.status, StatusCode::NOT_MODIFIED);
+    assert!(again.body.is_empty());
+    let definition = json!({
+        "metadata": {"name": "things.example.com"},
+        "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": "things", "kind": "Thing"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}}}]},
+    });
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    server.post(definitions, definition).await;
+    let changed = server
+        .ask(Method::GET, "/apis", &known, axum::body::Body::empty())
+        .await;
+    assert_eq!(changed.status, StatusCode::OK, "there is a new kind");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -277,9 +310,4 @@ async fn who_we_are_and_how_we_are() {
     for path in ["/healthz", "/livez", "/readyz"] {
         assert_eq!(server.get(path).await.text(), "ok");
     }
-    let metrics = server.get("/metrics").await.text();
-    assert!(
-        metrics.contains("apiserver_request_total{verb=\"GET\",code=\"200\"}"),
-        "{metrics}"
-    );
 }

@@ -20,6 +20,7 @@ mod node_lifecycle;
 mod pod_gc;
 mod queue;
 mod replicaset;
+mod resource_quota;
 mod workload;
 
 use std::sync::Arc;
@@ -28,14 +29,18 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, ResourceQuota, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{Api, Client};
+use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 
 use informer::Informer;
 
 pub use cidr::{Cidr, CidrError};
+
+/// So many deletions are told one by one; who is further behind looks everywhere.
+const VANISHED: usize = 1024;
 
 /// What can be set from outside; named as kube-controller-manager's flags.
 #[derive(Clone, Debug)]
@@ -87,6 +92,9 @@ pub(crate) struct Informers {
     daemon_sets: Informer<DaemonSet>,
     revisions: Informer<ControllerRevision>,
     jobs: Informer<Job>,
+    quotas: Informer<ResourceQuota>,
+    /// The namespaces of objects that were deleted, of whatever kind.
+    vanished: broadcast::Sender<String>,
 }
 
 impl Default for Options {
@@ -156,6 +164,8 @@ pub async fn run(client: Client, options: Options) -> Result<(), Error> {
         daemon_sets: Informer::new(),
         revisions: Informer::new(),
         jobs: Informer::new(),
+        quotas: Informer::new(),
+        vanished: broadcast::Sender::new(VANISHED),
     });
     let mut tasks = JoinSet::new();
     macro_rules! controllers {
@@ -175,7 +185,8 @@ pub async fn run(client: Client, options: Options) -> Result<(), Error> {
         deployment,
         replicaset,
         daemonset,
-        job
+        job,
+        resource_quota
     );
     spawn_informers(&mut tasks, &client, &informers);
     match tasks.join_next().await {
@@ -203,7 +214,8 @@ fn spawn_informers(tasks: &mut JoinSet<()>, client: &Client, informers: &Arc<Inf
         replica_sets,
         daemon_sets,
         revisions,
-        jobs
+        jobs,
+        quotas
     );
 }
 

@@ -6,17 +6,31 @@ use anyhow::{Context, Error, Result};
 use control_plane_controllers::{Cidr, Options};
 use tokio::task::JoinSet;
 
+use crate::api::OwnTokens;
 use crate::flags::{Flags, Role};
 
 /// Starts what `--role` names; `listening` is an address of the API server of this process.
-pub fn start(flags: &Flags, listening: Option<SocketAddr>) -> Result<JoinSet<Result<()>>> {
+pub fn start(
+    flags: &Flags,
+    listening: Option<SocketAddr>,
+    own: &OwnTokens,
+) -> Result<JoinSet<Result<()>>> {
     let mut tasks = JoinSet::new();
     let url = flags.server_url(listening)?;
-    let client = || {
+    let client = |token: &str| {
         let url = url
             .parse()
             .with_context(|| format!("--server {url:?} is no URL"))?;
-        kube::Client::try_from(kube::Config::new(url)).context("cannot make a client")
+        let mut config = kube::Config::new(url);
+        match &flags.server_token_file {
+            Some(path) => config.auth_info.token_file = Some(path.display().to_string()),
+            // Another process's API server knows none of our own tokens.
+            None if listening.is_some() && flags.server.is_none() => {
+                config.auth_info.token = Some(token.to_owned().into());
+            }
+            None => {}
+        }
+        kube::Client::try_from(config).context("cannot make a client")
     };
     if flags.role.has(Role::Controllers) {
         let cidrs = flags.cluster_cidr.iter().map(|cidr| {
@@ -29,7 +43,7 @@ pub fn start(flags: &Flags, listening: Option<SocketAddr>) -> Result<JoinSet<Res
             ..Options::default()
         };
         options.check()?;
-        let client = client()?;
+        let client = client(&own.controllers)?;
         tasks.spawn(async move {
             control_plane_controllers::run(client, options)
                 .await
@@ -37,7 +51,7 @@ pub fn start(flags: &Flags, listening: Option<SocketAddr>) -> Result<JoinSet<Res
         });
     }
     if flags.role.has(Role::Scheduler) {
-        let client = client()?;
+        let client = client(&own.scheduler)?;
         tasks.spawn(async move {
             control_plane_scheduler::run(client, control_plane_scheduler::Options::default()).await;
             Ok(())

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
+use crate::api::{ApiFlags, Mode};
 use crate::store::{StoreCommand, StoreFlags};
 
 /// The control plane of a Fairlead cluster: API server, controllers and scheduler over an embedded store or etcd.
@@ -27,8 +28,8 @@ pub struct Flags {
     #[command(flatten)]
     pub store: StoreFlags,
 
-    /// Where the API server listens (can be repeated). There is no TLS and no identity yet, so only loopback addresses
-    /// are accepted
+    /// Where the API server listens without TLS (can be repeated); only loopback addresses are accepted. For others:
+    /// --tls-listen
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6443")]
     pub listen: Vec<SocketAddr>,
 
@@ -40,6 +41,9 @@ pub struct Flags {
     /// secrets on the way
     #[arg(long)]
     pub dangerously_serve_plaintext_to_network: bool,
+
+    #[command(flatten)]
+    pub api: ApiFlags,
 
     /// What pods' addresses are taken from, at most one range of each family
     #[arg(
@@ -70,6 +74,10 @@ pub struct Flags {
     /// The API server, for the roles that are only clients; default: the first --listen address
     #[arg(long, value_name = "URL")]
     pub server: Option<String>,
+
+    /// The bearer token that the roles which are only clients show to --server
+    #[arg(long, value_name = "FILE", requires = "server")]
+    pub server_token_file: Option<PathBuf>,
 
     /// What is logged: a level, or `target=level` parts with commas between
     #[arg(
@@ -122,7 +130,7 @@ impl Flags {
             let ok = address.ip().is_loopback() || self.dangerously_serve_plaintext_to_network;
             ensure!(
                 ok,
-                "--listen {address}: only loopback addresses are accepted, since there is no TLS and no identity yet. For a development cluster's own link use --development-link; to give everybody who reaches this address the whole cluster, add --dangerously-serve-plaintext-to-network"
+                "--listen {address}: only loopback addresses are accepted, since everything is readable on the way. For other addresses use --tls-listen with --authorization-mode=RBAC, for a development cluster's own link --development-link; to give everybody who reaches this address the whole cluster, add --dangerously-serve-plaintext-to-network"
             );
         }
         for address in &self.development_link {
@@ -131,6 +139,7 @@ impl Flags {
                 "--development-link {address}: this flag is for the development cluster's own link only, 172.31.240.0/24 or fd00:fa1e::/64"
             );
         }
+        self.check_tls()?;
         let mut all: Vec<_> = self
             .listen
             .iter()
@@ -140,6 +149,17 @@ impl Flags {
         all.sort();
         all.dedup();
         Ok(all)
+    }
+
+    fn check_tls(&self) -> Result<()> {
+        let open = self.api.authorization_mode == Mode::AlwaysAllow && self.api.anonymous_auth;
+        let reached = self.api.tls_listen.iter().find(|a| !a.ip().is_loopback());
+        if let (true, Some(address)) = (open, reached) {
+            bail!(
+                "--tls-listen {address}: with --authorization-mode=AlwaysAllow everybody who reaches this address could do everything; add --authorization-mode=RBAC, or --anonymous-auth=false"
+            );
+        }
+        Ok(())
     }
 
     /// The URL under which the parts that are clients reach the API server.

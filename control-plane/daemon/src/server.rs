@@ -4,11 +4,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use control_plane_apiserver::Settings;
+use control_plane_apiserver::access::Authorization;
 use control_plane_registry::{Options, Registry};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::api::Pki;
 use crate::flags::Flags;
 use crate::store::{BackupSocket, Place};
 
@@ -29,6 +32,7 @@ impl Server {
     /// Opens the store, reads it and listens.
     pub async fn start(
         flags: &Flags,
+        settings: Settings,
         addresses: &[SocketAddr],
         stopping: watch::Receiver<bool>,
     ) -> Result<Self> {
@@ -40,6 +44,10 @@ impl Server {
             node_ports: flags.node_port_range.clone(),
         };
         let registry = Registry::open(store, options).await?;
+        if settings.authorization == Authorization::Rbac {
+            let made = registry.make_roles().await;
+            made.context("cannot make the roles that every cluster has")?;
+        }
         // Listen before anything is published: an address that cannot be had ends the start.
         let mut listeners = Vec::new();
         for address in addresses {
@@ -49,8 +57,18 @@ impl Server {
             listeners.push((listener.local_addr()?, listener));
         }
         let listening: Vec<SocketAddr> = listeners.iter().map(|(address, _)| *address).collect();
-        let reachable: Vec<SocketAddr> = listening
+        let mut secure = Vec::new();
+        for address in &flags.api.tls_listen {
+            let listener = TcpListener::bind(address)
+                .await
+                .with_context(|| format!("cannot listen on {address}"))?;
+            secure.push((listener.local_addr()?, listener));
+        }
+        let secure_addresses: Vec<SocketAddr> =
+            secure.iter().map(|(address, _)| *address).collect();
+        let reachable: Vec<SocketAddr> = secure_addresses
             .iter()
+            .chain(&listening)
             .filter(|a| !a.ip().is_loopback() && !a.ip().is_unspecified())
             .copied()
             .collect();
@@ -58,8 +76,19 @@ impl Server {
             .publish(&reachable)
             .await
             .context("cannot publish the endpoints of Service default/kubernetes")?;
-        let app = control_plane_apiserver::app(registry, stopping.clone());
+        let app = control_plane_apiserver::app_with(registry, settings, stopping.clone());
         let mut tasks = JoinSet::new();
+        if !secure.is_empty() {
+            let pki = Pki::open(flags, &secure_addresses)?;
+            for (address, listener) in secure {
+                tracing::info!(%address, "the API server listens with TLS");
+                let (app, config) = (app.clone(), pki.config.clone());
+                let stopping = stopping.clone();
+                tasks.spawn(control_plane_apiserver::serve_tls(
+                    listener, app, config, stopping,
+                ));
+            }
+        }
         for (address, listener) in listeners {
             tracing::info!(%address, "the API server listens");
             tasks.spawn(control_plane_apiserver::serve(

@@ -14,6 +14,7 @@ use rand::Rng;
 use serde_json::{Value, json};
 
 use crate::json::Json;
+use crate::meta;
 
 /// Kubernetes' keys of `IPAddress` objects.
 pub const IP_PREFIX: &str = "/registry/ipaddresses/";
@@ -118,9 +119,9 @@ impl Claims {
         pick(band + 1, last, free).or_else(|| pick(1, band, free))
     }
 
-    /// A node port that is probably free, from the upper part of the range first.
+    /// A node port that is probably free and that `admits`, from the upper part of the range first.
     #[must_use]
-    pub fn free_port(&self) -> Option<u16> {
+    pub fn free_port(&self, admits: impl Fn(u16) -> bool) -> Option<u16> {
         let taken = self.lock();
         let (first, last) = (
             u128::from(*self.node_ports.start()),
@@ -129,7 +130,7 @@ impl Claims {
         let band = ((last - first + 1) / 32).clamp(16, 128).min(last - first);
         let free = |n: u128| {
             let port = u16::try_from(n).ok()?;
-            (!taken.contains(&port_key(port))).then_some(port)
+            (admits(port) && !taken.contains(&port_key(port))).then_some(port)
         };
         pick(first + band, last, free).or_else(|| pick(first, first + band, free))
     }
@@ -174,7 +175,11 @@ pub fn holder(name: &str, service: &Value) -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "IPAddress",
-        "metadata": {"name": name},
+        "metadata": {
+            "name": name,
+            "uid": uuid::Uuid::new_v4().to_string(),
+            "creationTimestamp": meta::now(),
+        },
         "spec": {"parentRef": {
             "group": "",
             "resource": "services",
@@ -233,13 +238,13 @@ mod tests {
     fn node_ports_come_back_when_they_are_freed() {
         let claims = claims("fd00::/112");
         let ports: Vec<u16> = std::iter::from_fn(|| {
-            let port = claims.free_port()?;
+            let port = claims.free_port(|_| true)?;
             claims.note_taken(&port_key(port));
             Some(port)
         })
         .collect();
         assert_eq!(ports.len(), 3);
         claims.note_free(&port_key(30001));
-        assert_eq!(claims.free_port(), Some(30001));
+        assert_eq!(claims.free_port(|_| true), Some(30001));
     }
 }

@@ -3,6 +3,8 @@
 //! Watchers hold a position in the ring and read on from it; nothing is buffered for them. Who falls out of
 //! the ring is told that its version is too old, and lists again.
 
+mod table;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 use control_plane_store::{
     Event as StoreEvent, KeyRange, KeyValue, Store, StoreError, WatchStream,
 };
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -20,6 +22,7 @@ use crate::custom;
 use crate::errors::{ApiError, Result};
 use crate::kinds::{self, Kind, Kinds};
 use crate::object::{Event, EventType, Object};
+use table::Table;
 
 /// Everything of this system stands below.
 pub const ROOT: &str = "/registry/";
@@ -31,6 +34,8 @@ const HISTORY: Duration = Duration::from_secs(75);
 const RING_MIN: usize = 1_000;
 /// Changes of one kind that are kept at most.
 const RING_MAX: usize = 50_000;
+/// Of so many of a kind's latest changes the lines that watchers are sent are kept.
+const LINES_KEPT: usize = 1_000;
 /// After a restart so many revisions are read again, so that watchers go on from where they were.
 const REPLAY: u64 = 5_000;
 /// How long a reader waits for the cache to see what the store has.
@@ -43,12 +48,6 @@ pub struct Cache {
     table: RwLock<Arc<Table>>,
     /// The store's revision that is completely applied.
     revision: watch::Sender<u64>,
-}
-
-#[derive(Debug)]
-struct Table {
-    caches: Vec<KindCache>,
-    kinds: Kinds,
 }
 
 #[derive(Clone, Debug)]
@@ -148,6 +147,20 @@ impl Cache {
             .map(|(_, object)| object.clone())
             .collect();
         (objects, revision)
+    }
+
+    /// How many objects there are in a namespace (empty: in all).
+    pub fn count(&self, kind: &Kind, namespace: &str) -> usize {
+        let Some(cache) = self.of(kind) else {
+            return 0;
+        };
+        let state = cache.read();
+        if namespace.is_empty() {
+            return state.objects.len();
+        }
+        // '0' is what comes after '/'.
+        let (from, to) = (format!("{namespace}/"), format!("{namespace}0"));
+        state.objects.range(from..to).count()
     }
 
     /// The objects of a scope and the position right after them: together they miss nothing.
@@ -271,40 +284,37 @@ impl Cache {
     /// # Errors
     /// The store's.
     async fn load(&self, store: &dyn Store, claims: &Claims) -> Result<Following, StoreError> {
-        let all = store.range(KeyRange::prefix(ROOT), 0, None).await?;
+        // What the other objects are follows from these.
+        let defined = store.range(KeyRange::prefix(DEFINITIONS), 0, None).await?;
+        let revision = defined.revision;
         // Revision 1 is the empty store: nothing has happened in it.
         let from = store
             .oldest_revision()
             .await?
-            .max(all.revision.saturating_sub(REPLAY))
-            .clamp(2, all.revision + 1);
+            .max(revision.saturating_sub(REPLAY))
+            .clamp(2, revision + 1);
         let mut changes = store.watch(ROOT, from).await?;
         claims.reset();
-        let values = all.kvs.iter().filter(|kv| kv.key.starts_with(DEFINITIONS));
+        let values = defined.kvs.iter();
         let definitions: Vec<Value> = values
             .filter_map(|kv| serde_json::from_slice(&kv.value).ok())
             .collect();
-        self.redefine(&definitions, all.revision);
+        self.redefine(&definitions, revision);
         let table = self.table();
-        let mut states: Vec<State> = table.caches.iter().map(|_| State::default()).collect();
-        for kv in &all.kvs {
-            if is_claim(&kv.key) {
-                claims.note_taken(&kv.key);
-            }
-            for (at, rest) in table.find(&kv.key) {
-                if let Some(object) = decode(table.caches[at].kind, kv) {
-                    states[at].objects.insert(rest.to_owned(), object);
-                }
-            }
-        }
+        let parts = store.parts(KeyRange::prefix(ROOT), revision);
+        let noted = parts.inspect_ok(|part| {
+            let claimed = part.iter().filter(|kv| is_claim(&kv.key));
+            claimed.for_each(|kv| claims.note_taken(&kv.key));
+        });
+        let mut states = table.decode_all(noted).await?;
         // The past is already part of the objects: it only goes into the rings.
         let mut reached = from - 1;
         let mut newer = Vec::new();
-        while reached < all.revision {
+        while reached < revision {
             let batch = changes.next().await.ok_or(StoreError::Closed)??;
             reached = batch.revision;
             for change in batch.events {
-                if change.revision > all.revision {
+                if change.revision > revision {
                     newer.push(change);
                     continue;
                 }
@@ -327,10 +337,10 @@ impl Cache {
                 ..new
             };
         }
-        self.revision.send_replace(all.revision);
         table.caches.iter().for_each(|k| {
             k.shared.changed.send_replace(());
         });
+        self.revision.send_replace(revision);
         Ok(Following {
             newer,
             reached,
@@ -405,35 +415,14 @@ impl Cache {
                 self.redefine(&table.definitions(), change.revision);
             }
         }
-        self.revision
-            .send_if_modified(|now| std::mem::replace(now, revision.max(*now)) < revision);
         touched.sort_by_key(Arc::as_ptr);
         touched.dedup_by(|a, b| Arc::ptr_eq(a, b));
         for shared in touched {
             shared.changed.send_replace(());
         }
-    }
-}
-
-impl Table {
-    fn new(caches: Vec<KindCache>) -> Self {
-        let kinds = Kinds::new(caches.iter().map(|k| k.kind).collect());
-        Self { caches, kinds }
-    }
-
-    /// The kinds that a key belongs to (one for each version that shows it), and the rest of the key.
-    fn find<'a>(&self, key: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
-        self.caches
-            .iter()
-            .enumerate()
-            .filter(|(_, kind)| !kind.kind.prefix.is_empty())
-            .filter_map(move |(at, kind)| Some((at, key.strip_prefix(kind.kind.prefix)?)))
-    }
-
-    fn definitions(&self) -> Vec<Value> {
-        let own = self.caches.iter().find(|k| k.kind.prefix == DEFINITIONS);
-        let objects = own.map(|k| k.read().objects.values().cloned().collect::<Vec<_>>());
-        objects.into_iter().flatten().map(|o| o.value()).collect()
+        // Last: whoever waited for the revision finds that the kind has changed, and works out anew what follows from it.
+        self.revision
+            .send_if_modified(|now| std::mem::replace(now, revision.max(*now)) < revision);
     }
 }
 
@@ -491,8 +480,7 @@ impl KindCache {
             EventType::Deleted => state.objects.remove(key),
             _ => state.objects.insert(key.to_owned(), event.object.clone()),
         };
-        state.ring.push_back((Instant::now(), Arc::new(event)));
-        state.trim();
+        state.push(event);
     }
 }
 
@@ -514,17 +502,22 @@ fn event(kind: &'static Kind, change: &StoreEvent, previous: Option<Arc<Object>>
         None => {
             let previous = previous?;
             // A deletion has a revision of its own, which its last word carries.
-            let last = Object::new(kind, previous.value(), change.revision);
-            Some(Event::new(
-                EventType::Deleted,
-                Arc::new(last),
-                Some(previous),
-            ))
+            let last = Arc::new(previous.at(change.revision));
+            Some(Event::new(EventType::Deleted, last, Some(previous)))
         }
     }
 }
 
 impl State {
+    fn push(&mut self, event: Event) {
+        self.ring.push_back((Instant::now(), Arc::new(event)));
+        // Watchers that keep up have had its line by now.
+        if let Some(old) = self.ring.len().checked_sub(LINES_KEPT) {
+            self.ring[old].1.forget_frames();
+        }
+        self.trim();
+    }
+
     fn trim(&mut self) {
         while self.ring.len() > RING_MIN {
             let old = self
@@ -548,29 +541,20 @@ fn is_claim(key: &str) -> bool {
 
 /// The object under a key, in the version of `kind`; a value that is no JSON object is reported and passed over.
 pub fn decode(kind: &'static Kind, kv: &KeyValue) -> Option<Arc<Object>> {
-    match serde_json::from_slice::<Value>(&kv.value) {
-        Ok(mut value) if value.is_object() => {
-            if let Some(conversion) = kind.conversion {
-                (conversion.from_stored)(&mut value);
-            }
-            if kind.custom.is_some() {
-                value["apiVersion"] = kind.api_version().into();
-            }
-            Some(Arc::new(Object::new(kind, value, kv.mod_revision)))
-        }
-        _ => {
-            tracing::error!(
-                key = &*kv.key,
-                "the stored value is no JSON object; passing it over"
-            );
-            None
-        }
+    let object = Object::of_stored(kind, &kv.value, kv.mod_revision);
+    if object.is_none() {
+        tracing::error!(
+            key = &*kv.key,
+            "the stored value is no JSON object; passing it over"
+        );
     }
+    object.map(Arc::new)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use control_plane_store::EventKind;
     use serde_json::json;
 
     fn put(cache: &Cache, kind: &'static Kind, revision: u64, age: Duration) {
@@ -615,5 +599,36 @@ mod tests {
             put(&cache, kind, revision, Duration::ZERO);
         }
         assert!(cache.position_after(kind, 0).is_ok());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn whoever_waited_for_a_revision_finds_the_kind_changed() {
+        let cache = Arc::new(Cache::new());
+        let claims = Claims::new(Vec::new(), 30_000..=30_001);
+        let kind = kinds::find("", "v1", "configmaps").unwrap();
+        let key: control_plane_store::Key = format!("{}a/m", kind.prefix).into();
+        for revision in 2..5_000 {
+            let changed = cache.subscribe(kind);
+            let waiting = cache.clone();
+            let waiter = tokio::spawn(async move {
+                waiting.wait(revision).await.unwrap();
+                changed.has_changed().unwrap()
+            });
+            let change = StoreEvent {
+                kind: EventKind::Put,
+                key: key.clone(),
+                revision,
+                kv: Some(KeyValue {
+                    key: key.clone(),
+                    value: r#"{"metadata":{"name":"m","namespace":"a"}}"#.into(),
+                    create_revision: 2,
+                    mod_revision: revision,
+                    version: revision - 1,
+                }),
+                prev_kv: None,
+            };
+            cache.apply(&claims, &[change], revision);
+            assert!(waiter.await.unwrap(), "revision {revision}");
+        }
     }
 }

@@ -1,5 +1,8 @@
 //! One change of one object in one transaction of the store, with the shared values that it takes and gives back.
 
+use std::borrow::Cow;
+use std::time::Instant;
+
 use bytes::Bytes;
 use control_plane_store::{Compare, Op, Txn};
 use serde_json::Value;
@@ -22,11 +25,14 @@ pub(crate) struct Change<'a> {
     pub plan: Plan,
     /// What else must not have changed.
     pub guards: Vec<Compare>,
+    /// What else is written.
+    pub also: Vec<Op>,
 }
 
 /// How a transaction ended.
 pub(crate) enum Outcome {
-    Done(u64),
+    /// At this revision, with the bytes that now stand under the key (none after a deletion).
+    Done(u64, Bytes),
     /// The object is not what it was; the revision of the store that says so.
     Stale(u64),
     /// Somebody has a value that the user asked for.
@@ -40,17 +46,28 @@ impl Registry {
     pub(crate) async fn commit(&self, change: Change<'_>) -> Result<Outcome> {
         let mut compares = vec![Compare::unchanged(change.key.clone(), change.expect)];
         compares.extend(change.guards);
+        let stored = match change.value {
+            Some(value) => encode(&stored(change.kind, value))?,
+            None => Bytes::new(),
+        };
         let mut then = vec![match change.value {
-            Some(value) => Op::put(change.key.clone(), encode(stored(change.kind, value))?),
+            Some(_) => Op::put(change.key.clone(), stored.clone()),
             None => Op::delete(change.key.clone()),
         }];
         let mut else_get = vec![change.key.as_str().into()];
         for taking in &change.plan.take {
             compares.push(Compare::absent(taking.key.clone()));
-            then.push(Op::put(taking.key.clone(), encode(taking.value.clone())?));
+            then.push(Op::put(taking.key.clone(), encode(&taking.value)?));
             else_get.push(taking.key.as_str().into());
         }
         then.extend(change.plan.give_back.into_iter().map(Op::delete));
+        then.extend(change.also);
+        let operation = match (change.expect, change.value) {
+            (0, _) => "create",
+            (_, Some(_)) => "update",
+            (_, None) => "delete",
+        };
+        let began = Instant::now();
         let answer = self
             .store()
             .txn(Txn {
@@ -60,8 +77,9 @@ impl Registry {
             })
             .await
             .inspect_err(|error| self.note_failure(error))?;
+        self.observed(operation, change.kind, began);
         if answer.succeeded {
-            return Ok(Outcome::Done(answer.revision));
+            return Ok(Outcome::Done(answer.revision, stored));
         }
         let mut found = answer.else_kvs.into_iter();
         let now = found.next().flatten().map_or(0, |kv| kv.mod_revision);
@@ -99,26 +117,30 @@ impl<'a> Change<'a> {
             value,
             plan,
             guards: Vec::new(),
+            also: Vec::new(),
         }
     }
 }
 
-/// The object in the version that is stored.
-fn stored(kind: &Kind, value: &Value) -> Value {
+/// The object in the version that is stored, without the revision, which the store itself knows.
+fn stored<'a>(kind: &Kind, value: &'a Value) -> Cow<'a, Value> {
+    const VERSION: &str = "/metadata/resourceVersion";
+    if kind.conversion.is_none() && kind.custom.is_none() && value.pointer(VERSION).is_none() {
+        return Cow::Borrowed(value);
+    }
     let mut value = value.clone();
+    value.take_at(VERSION);
     if let Some(conversion) = kind.conversion {
         (conversion.to_stored)(&mut value);
     }
     if let Some(custom) = kind.custom {
         value["apiVersion"] = custom.stored.as_str().into();
     }
-    value
+    Cow::Owned(value)
 }
 
-/// The stored bytes: without the revision, which the store itself knows.
-fn encode(mut value: Value) -> Result<Bytes> {
-    value.take_at("/metadata/resourceVersion");
-    serde_json::to_vec(&value)
+pub(crate) fn encode(value: &Value) -> Result<Bytes> {
+    serde_json::to_vec(value)
         .map(Bytes::from)
         .map_err(|e| ApiError::internal(&e))
 }

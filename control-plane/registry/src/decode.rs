@@ -13,6 +13,7 @@ use crate::kinds::Kind;
 use crate::options::FieldValidation;
 use crate::protobuf;
 use crate::schema::{Field, Shape, Type, schema};
+use crate::yaml;
 
 /// How the bytes are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,13 +50,18 @@ pub fn parse(bytes: &[u8], format: Format) -> Result<Body> {
         return protobuf::decode(bytes);
     }
     if format == Format::Yaml {
-        let value = serde_yaml_ng::from_slice(bytes)
-            .map_err(|e| ApiError::bad_request(format!("error converting YAML to JSON: {e}")))?;
-        return Ok(Body {
-            value,
-            found: Vec::new(),
+        // JSON is YAML, and most of what comes as YAML is JSON.
+        return json(bytes).or_else(|_| {
+            let value = yaml::parse(bytes)?;
+            let found = Vec::new();
+            Ok(Body { value, found })
         });
     }
+    json(bytes)
+        .map_err(|e| ApiError::bad_request(format!("the object provided is unrecognized: {e}")))
+}
+
+fn json(bytes: &[u8]) -> serde_json::Result<Body> {
     let duplicates = RefCell::new(Vec::new());
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let seed = Seed {
@@ -64,8 +70,7 @@ pub fn parse(bytes: &[u8], format: Format) -> Result<Body> {
     };
     let value = seed
         .deserialize(&mut reader)
-        .and_then(|value| reader.end().map(|()| value))
-        .map_err(|e| ApiError::bad_request(format!("the object provided is unrecognized: {e}")))?;
+        .and_then(|value| reader.end().map(|()| value))?;
     Ok(Body {
         value,
         found: duplicates.into_inner(),

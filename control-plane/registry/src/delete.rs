@@ -69,12 +69,12 @@ impl Registry {
             }
             let change = Change::replace(kind, &current, value, plan);
             match self.commit(change).await? {
-                Outcome::Done(revision) => {
+                Outcome::Done(revision, _) => {
                     tracing::debug!(
                         kind = kind.kind,
                         namespace,
                         name,
-                        uid = current.uid,
+                        uid = &*current.uid,
                         revision,
                         "deleted"
                     );
@@ -174,10 +174,13 @@ fn step(kind: &Kind, old: &Value, asked: Option<i64>) -> Step {
         if grace >= given || (asked.is_none() && grace != 0) {
             return Step::Pending;
         }
-        let ends = began + jiff::SignedDuration::from_secs(grace - given);
+        // A time without bounds counts from now.
+        let ends = began
+            .checked_add(jiff::SignedDuration::from_secs(grace - given))
+            .unwrap_or_else(|_| from_now(grace));
         new.put("/metadata/deletionTimestamp", meta::time(ends));
     } else {
-        let ends = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace);
+        let ends = from_now(grace);
         new.put("/metadata/deletionTimestamp", meta::time(ends));
         (kind.strategy.terminate)(&mut new);
         if let Some(generation) = old.integer("/metadata/generation") {
@@ -186,6 +189,12 @@ fn step(kind: &Kind, old: &Value, asked: Option<i64>) -> Step {
     }
     new.put("/metadata/deletionGracePeriodSeconds", grace);
     Step::Mark(new)
+}
+
+/// In that many seconds, or at the end of all time: what clients ask for has no bounds.
+fn from_now(seconds: i64) -> jiff::Timestamp {
+    let later = jiff::Timestamp::now().checked_add(jiff::SignedDuration::from_secs(seconds));
+    later.unwrap_or(jiff::Timestamp::MAX)
 }
 
 fn check_preconditions(kind: &Kind, current: &Object, options: &DeleteOptions) -> Result<()> {
@@ -198,7 +207,7 @@ fn check_preconditions(kind: &Kind, current: &Object, options: &DeleteOptions) -
         Err(error)
     };
     if let Some(uid) = &options.uid
-        && *uid != current.uid
+        && **uid != *current.uid
     {
         return refuse("UID", uid, &current.uid, "deleted and then recreated");
     }

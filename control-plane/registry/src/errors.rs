@@ -42,6 +42,7 @@ pub enum Reason {
     ServiceUnavailable,
     Timeout,
     TooManyRequests,
+    Unauthorized,
     UnsupportedMediaType,
 }
 
@@ -102,6 +103,50 @@ impl ApiError {
         Self::new(403, Reason::Forbidden, message).about(kind, name)
     }
 
+    /// Somebody who was asked about a write refuses it.
+    #[must_use]
+    pub fn denied(code: u16, message: impl Into<String>) -> Self {
+        let reason = match code {
+            400 => Reason::BadRequest,
+            401 => Reason::Unauthorized,
+            404 => Reason::NotFound,
+            409 => Reason::Conflict,
+            422 => Reason::Invalid,
+            429 => Reason::TooManyRequests,
+            500.. => Reason::InternalError,
+            _ => Reason::Forbidden,
+        };
+        Self::new(code, reason, message)
+    }
+
+    /// Somebody may not do this to a resource; `why` says who and what.
+    #[must_use]
+    pub fn forbidden_action(group: &str, resource: &str, name: &str, why: &str) -> Self {
+        let of = match group {
+            "" => resource.to_owned(),
+            group => format!("{resource}.{group}"),
+        };
+        let named = match name {
+            "" => String::new(),
+            name => format!(" \"{name}\""),
+        };
+        let mut error = Self::new(
+            403,
+            Reason::Forbidden,
+            format!("{of}{named} is forbidden: {why}"),
+        );
+        error.details = details(group, resource, name);
+        error
+    }
+
+    /// Somebody may not ask for a path that is no resource.
+    #[must_use]
+    pub fn forbidden_path(why: &str) -> Self {
+        let mut error = Self::new(403, Reason::Forbidden, format!("forbidden: {why}"));
+        error.details = json!({});
+        error
+    }
+
     #[must_use]
     pub fn invalid(kind: &Kind, name: &str, errors: &[FieldError]) -> Self {
         Self::invalid_of(kind.group, kind.kind, name, errors)
@@ -133,16 +178,13 @@ impl ApiError {
         Self::new(400, Reason::BadRequest, message)
     }
 
-    /// The change that a patch asks for cannot be made.
+    /// The change that a patch asks for cannot be made. Kubernetes says only the first half and names no object; so does
+    /// this, or kubectl would show neither.
     #[must_use]
-    pub fn patch_failed(kind: &Kind, name: &str, why: &str) -> Self {
-        let message = format!(
-            "the server rejected our request due to an error in our request ({} {name}): {why}",
-            kind.resource()
-        );
-        let mut error = Self::new(422, Reason::Invalid, message).about(kind, name);
-        error.details["causes"] = json!([{"reason": "UnexpectedServerResponse", "message": why}]);
-        error
+    pub fn patch_failed(why: &str) -> Self {
+        let message =
+            format!("the server rejected our request due to an error in our request: {why}");
+        Self::new(422, Reason::Invalid, message)
     }
 
     /// HTTP 410: what the client asks about is no longer known; it should list again.
@@ -209,6 +251,61 @@ impl ApiError {
             Reason::RequestEntityTooLarge,
             format!("Request entity too large: limit is {limit}"),
         )
+    }
+
+    /// HTTP 413: a JSON patch that would keep the server busy.
+    #[must_use]
+    pub fn too_many_operations(limit: usize, count: usize) -> Self {
+        Self::new(
+            413,
+            Reason::RequestEntityTooLarge,
+            format!("The allowed maximum operations in a JSON patch is {limit}, got {count}"),
+        )
+    }
+
+    /// The path and query are longer than `limit` bytes.
+    #[must_use]
+    pub fn uri_too_long(limit: usize) -> Self {
+        Self::new(
+            414,
+            Reason::RequestEntityTooLarge,
+            format!("Request URI too long: limit is {limit}"),
+        )
+    }
+
+    /// The headers have more than `limit` bytes.
+    #[must_use]
+    pub fn headers_too_large(limit: usize) -> Self {
+        Self::new(
+            431,
+            Reason::RequestEntityTooLarge,
+            format!("Request header fields too large: limit is {limit}"),
+        )
+    }
+
+    /// The request was given up after the time that it may take; it is not known whether it was done.
+    #[must_use]
+    pub fn timeout() -> Self {
+        Self::new(
+            504,
+            Reason::Timeout,
+            "Timeout: request did not complete within the allotted timeout",
+        )
+    }
+
+    /// The server has more to do than it may; `retry_after` in seconds.
+    #[must_use]
+    pub fn too_many_requests(retry_after: u32) -> Self {
+        let message = "Too many requests, please try again later.";
+        let mut error = Self::new(429, Reason::TooManyRequests, message);
+        error.details = json!({"retryAfterSeconds": retry_after});
+        error.retry_after = retry_after;
+        error
+    }
+
+    #[must_use]
+    pub fn unauthorized() -> Self {
+        Self::new(401, Reason::Unauthorized, "Unauthorized")
     }
 
     #[must_use]

@@ -71,8 +71,18 @@ impl FieldError {
         value: impl Into<Value>,
         supported: &[&str],
     ) -> Self {
-        let mut list: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
-        list.sort();
+        let mut sorted = supported.to_vec();
+        sorted.sort_unstable();
+        Self::not_listed(field, value, &sorted)
+    }
+
+    /// As [`Self::not_supported`], with the values in their own order: that of a custom resource's schema.
+    pub fn not_listed(
+        field: impl Into<String>,
+        value: impl Into<Value>,
+        supported: &[&str],
+    ) -> Self {
+        let list: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
         let detail = format!("supported values: {}", list.join(", "));
         Self::new(field, FieldErrorKind::NotSupported, value.into(), detail)
     }
@@ -102,7 +112,7 @@ impl FieldError {
         };
         let mut body = match self.kind {
             K::Required | K::Forbidden | K::TooLong => name.to_owned(),
-            _ => format!("{name}: {}", go_syntax(&self.value)),
+            _ => format!("{name}: {}", self.value),
         };
         if !self.detail.is_empty() {
             body.push_str(": ");
@@ -119,17 +129,6 @@ impl FieldError {
             "message": self.body(),
             "field": self.field,
         })
-    }
-}
-
-/// Kubernetes prints lists as Go does.
-fn go_syntax(value: &Value) -> String {
-    match value {
-        Value::Array(items) if items.iter().all(Value::is_string) => {
-            let items: Vec<String> = items.iter().map(ToString::to_string).collect();
-            format!("[]string{{{}}}", items.join(", "))
-        }
-        other => other.to_string(),
     }
 }
 

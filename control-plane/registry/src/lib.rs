@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admission;
 mod admit;
 pub mod allocate;
 mod apply;
@@ -24,12 +25,16 @@ pub mod kinds;
 pub mod labels;
 mod list;
 mod managed;
-mod merge;
+pub mod merge;
 mod meta;
+mod modify;
 mod object;
 pub mod options;
+mod outline;
 mod parts;
+mod prepare;
 mod protobuf;
+mod quota;
 mod registry;
 mod scale;
 pub mod schema;
@@ -40,13 +45,14 @@ pub mod table;
 mod validate;
 mod watch;
 mod write;
+mod yaml;
 
 pub use cache::ROOT;
 pub use delete::Deleted;
 pub use errors::{ApiError, FieldError, Reason};
 pub use kinds::{Kind, Kinds, Subresource};
 pub use list::List;
-pub use object::{Event, EventType, Object, frame};
+pub use object::{Event, EventType, Object, frame, frame_of};
 pub use options::{
     DeleteOptions, FieldValidation, ListOptions, PatchType, Propagation, VersionMatch,
     WatchOptions, WriteOptions,

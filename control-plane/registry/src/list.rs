@@ -1,6 +1,7 @@
 //! List: from memory for the present, from the store's history for the past; in pages if asked.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -124,11 +125,13 @@ impl Registry {
         let mut objects = Vec::new();
         let mut total = None;
         loop {
+            let began = Instant::now();
             let answer = self
                 .store()
                 .range(range.clone(), batch, Some(revision))
                 .await
                 .map_err(|error| gone(error, start))?;
+            self.observed("list", kind, began);
             total.get_or_insert(answer.count);
             let found = answer.kvs.iter().filter_map(|kv| cache::decode(kind, kv));
             objects.extend(found.filter(|o| options.selects(o)));

@@ -1,6 +1,10 @@
 //! What a client may ask for beside the object: the option types of `meta/v1`.
 
+use std::sync::Arc;
+
 use serde_json::Value;
+
+use crate::admission::Admission;
 
 use crate::errors::{ApiError, FieldError, Result};
 use crate::object::Object;
@@ -25,6 +29,8 @@ pub struct WriteOptions {
     pub manager: String,
     /// For server-side apply: whether fields are taken from other managers.
     pub apply: Option<bool>,
+    /// Who is asked about the object on its way; `None`: nobody.
+    pub admission: Option<Arc<dyn Admission>>,
 }
 
 /// The format of a patch.

@@ -105,7 +105,7 @@ pub fn keep_other_parts(
                 }
             }
         }
-        Some(_) => *new = old.clone(),
+        Some(part) => *new = (kind.strategy.part)(part, new, old),
     }
 }
 

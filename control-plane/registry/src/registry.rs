@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use control_plane_store::{Store, StoreError};
 use ipnetwork::IpNetwork;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::allocate::Claims;
@@ -14,6 +16,7 @@ use crate::cache::Cache;
 use crate::errors::{ApiError, Result};
 use crate::kinds::{Kind, Kinds};
 use crate::object::Object;
+use crate::quota::Turns;
 
 /// All objects of a cluster. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -24,11 +27,25 @@ struct Inner {
     store: Arc<dyn Store>,
     cache: Arc<Cache>,
     claims: Arc<Claims>,
+    turns: Arc<Turns>,
     /// Where Service `default/kubernetes` leads, once that is known.
     published: Arc<Mutex<Option<Vec<SocketAddr>>>>,
+    /// Who is told how long the store takes.
+    observer: Arc<OnceLock<Observer>>,
     /// The store failed in a way that only a restart mends.
     broken: Arc<AtomicBool>,
     tasks: Vec<AbortHandle>,
+}
+
+/// Is told of every request to the store about a kind: which operation, and how long it took.
+struct Observer(Box<Tell>);
+
+type Tell = dyn Fn(&'static str, &Kind, Duration) + Send + Sync;
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Observer")
+    }
 }
 
 /// What a cluster is made with.
@@ -91,7 +108,9 @@ impl Registry {
             store,
             cache,
             claims,
+            turns: Arc::default(),
             published: Arc::default(),
+            observer: Arc::default(),
             broken: Arc::default(),
             tasks: vec![follower.abort_handle()],
         };
@@ -139,6 +158,38 @@ impl Registry {
         self.cache().revision()
     }
 
+    /// All objects of a kind that are in memory now, without asking the store whether there are newer ones.
+    #[must_use]
+    pub fn objects(&self, kind: &Kind) -> Vec<Arc<Object>> {
+        self.cache().list(kind, "", "").0
+    }
+
+    /// The object with this name that is in memory now, without asking the store whether there is a newer one.
+    #[must_use]
+    pub fn peek(&self, kind: &Kind, namespace: &str, name: &str) -> Option<Arc<Object>> {
+        self.cached(kind, namespace, name)
+    }
+
+    /// How many objects of a kind there are in a namespace (empty: in all).
+    #[must_use]
+    pub fn count(&self, kind: &Kind, namespace: &str) -> usize {
+        self.cache().count(kind, namespace)
+    }
+
+    /// Moves with every change of the kind's objects.
+    #[must_use]
+    pub fn changes(&self, kind: &Kind) -> watch::Receiver<()> {
+        self.cache().subscribe(kind)
+    }
+
+    /// Waits until readers see everything that the store has.
+    ///
+    /// # Errors
+    /// 504 when that takes more than three seconds, or the store's.
+    pub async fn caught_up(&self) -> Result<()> {
+        self.settle(None).await
+    }
+
     /// Whether the store answers and takes writes.
     ///
     /// # Errors
@@ -151,6 +202,23 @@ impl Registry {
         }
         self.0.store.revision().await?;
         Ok(())
+    }
+
+    /// From now on tells `observer` how long each request to the store takes: `create`, `update`, `delete` or `list`. Only
+    /// the first one counts.
+    pub fn observe_store(
+        &self,
+        observer: impl Fn(&'static str, &Kind, Duration) + Send + Sync + 'static,
+    ) {
+        // A second server over the same registry leaves the numbers to the first.
+        let _ = self.0.observer.set(Observer(Box::new(observer)));
+    }
+
+    /// Tells the observer of a request to the store that began at `began`.
+    pub(crate) fn observed(&self, operation: &'static str, kind: &Kind, began: Instant) {
+        if let Some(Observer(tell)) = self.0.observer.get() {
+            tell(operation, kind, began.elapsed());
+        }
     }
 
     /// Notes that the store failed in a way that only a restart mends.
@@ -197,6 +265,10 @@ impl Registry {
         published.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.0.turns
+    }
+
     pub(crate) fn claims(&self) -> &Claims {
         &self.0.claims
     }
@@ -208,7 +280,9 @@ impl Inner {
             store: self.store.clone(),
             cache: self.cache.clone(),
             claims: self.claims.clone(),
+            turns: self.turns.clone(),
             published: self.published.clone(),
+            observer: self.observer.clone(),
             broken: self.broken.clone(),
             tasks: Vec::new(),
         }

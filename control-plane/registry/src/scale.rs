@@ -64,7 +64,7 @@ impl Registry {
         options: &WriteOptions,
     ) -> Result<Written> {
         let change = |old: &Value| {
-            let mut new = merge::apply(&SCALE, name, old, &patch.value, patch_type)?;
+            let mut new = merge::apply(&SCALE, old, &patch.value, patch_type)?;
             identify(&SCALE, &mut new)?;
             let found = patch.found.clone();
             decode::conform(&SCALE, &mut new, found, options.field_validation)?;

@@ -112,11 +112,11 @@ impl FieldSelector {
     pub fn matches(&self, object: &Object) -> bool {
         self.0.iter().all(|term| {
             let value = match term.field {
-                Where::Name => &object.name,
-                Where::Namespace => &object.namespace,
-                Where::Listed(at) => &object.fields[at],
+                Where::Name => &*object.name,
+                Where::Namespace => &*object.namespace,
+                Where::Listed(at) => object.field(at),
             };
-            (*value == term.value) == term.equal
+            (value == term.value) == term.equal
         })
     }
 

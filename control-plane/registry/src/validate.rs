@@ -33,7 +33,7 @@ pub fn label(name: &str) -> Option<String> {
     })
 }
 
-/// As [`label`], and beginning with a letter (RFC 1035): the names of Services.
+/// As [`label`], and beginning with a letter (RFC 1035): the names of custom kinds.
 #[must_use]
 pub fn label_1035(name: &str) -> Option<String> {
     if name.len() > 63 {
@@ -295,6 +295,18 @@ pub fn one_of(
     if !text.is_empty() && !known.contains(&text) {
         errors.push(FieldError::not_supported(path, text, known));
     }
+}
+
+/// The `protocol` of a port at `path`, when given.
+pub fn transport_protocol(port: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let known = ["SCTP", "TCP", "UDP"];
+    one_of(
+        port,
+        "/protocol",
+        format!("{path}.protocol"),
+        &known,
+        errors,
+    );
 }
 
 /// What the schema requires of `value`, an object of type `of`, outside of metadata, status and the pods' own

@@ -1,10 +1,11 @@
 //! Watch: the present state if asked, then every change, in one order, for as long as the watcher keeps up.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch::Receiver;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use crate::cache::{Cache, Position};
 use crate::errors::{ApiError, Result};
@@ -32,7 +33,8 @@ pub struct Watch {
     /// Everything up to here has been handed out.
     revision: u64,
     position: Position,
-    next_bookmark: Instant,
+    /// When a quiet watch tells how far it is; for those who want to know.
+    bookmark_due: Pin<Box<Sleep>>,
     ended: bool,
 }
 
@@ -74,7 +76,7 @@ impl Registry {
             announce: initial_events && options.bookmarks,
             revision: version,
             position: cache.position_after(kind, u64::MAX)?,
-            next_bookmark: Instant::now() + BOOKMARK_EVERY,
+            bookmark_due: Box::pin(tokio::time::sleep(BOOKMARK_EVERY)),
             ended: false,
             cache,
             options,
@@ -144,10 +146,16 @@ impl Watch {
         }
     }
 
+    /// Whether the state at the beginning is still to be told.
+    #[must_use]
+    pub fn is_beginning(&self) -> bool {
+        self.initial.len() > 0 || self.announce
+    }
+
     /// How far this watch is, for the moment before it ends.
     #[must_use]
     pub fn bookmark(&self) -> Option<WatchItem> {
-        let ready = self.options.bookmarks && self.initial.len() == 0 && !self.announce;
+        let ready = self.options.bookmarks && !self.is_beginning();
         ready.then_some(WatchItem::Bookmark {
             revision: self.revision,
             initial_end: false,
@@ -177,13 +185,15 @@ impl Watch {
             self.ended = self.changed.changed().await.is_err();
             return None;
         }
-        match tokio::time::timeout_at(self.next_bookmark, self.changed.changed()).await {
-            Ok(changed) => {
+        tokio::select! {
+            biased;
+            changed = self.changed.changed() => {
                 self.ended = changed.is_err();
                 None
             }
-            Err(_) => {
-                self.next_bookmark = Instant::now() + BOOKMARK_EVERY;
+            () = &mut self.bookmark_due => {
+                let next = Instant::now() + BOOKMARK_EVERY;
+                self.bookmark_due.as_mut().reset(next);
                 self.bookmark()
             }
         }
@@ -203,7 +213,7 @@ impl Watch {
     }
 
     fn matches(&self, object: &Object) -> bool {
-        (self.namespace.is_empty() || object.namespace == self.namespace)
+        (self.namespace.is_empty() || *object.namespace == *self.namespace)
             && self.options.labels.matches(object)
             && self.options.fields.matches(object)
     }

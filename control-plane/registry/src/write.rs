@@ -2,26 +2,27 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use control_plane_store::Compare;
 use serde_json::{Value, json};
 
+use crate::admission::{Operation, Proposed};
 use crate::commit::{Change, Outcome};
 use crate::decode::{self, Body};
 use crate::errors::{ApiError, FieldError, Result};
 use crate::json::Json;
 use crate::kinds::{self, Kind, Subresource};
-use crate::managed::{self, Writer};
 use crate::merge;
-use crate::meta;
 use crate::object::Object;
 use crate::options::{FieldValidation, PatchType, WriteOptions};
-use crate::parts::{check_version, identify, keep_other_parts, place, same_specification};
+use crate::parts::{identify, place};
+use crate::prepare::{caveat, check, mutate, validate};
+use crate::quota::Writing;
 use crate::registry::Registry;
 use crate::strategies::{self, Plan};
-use crate::validate;
 
 /// How often a write is tried again when somebody else writes the same object, or takes the same value.
-const TRIES: usize = 8;
+pub(crate) const TRIES: usize = 8;
 
 /// What a write made.
 #[derive(Clone, Debug)]
@@ -50,9 +51,8 @@ impl Registry {
             decode::conform(kind, &mut object, body.found, options.field_validation)?;
         warnings.extend(caveat(kind, &object));
         place(kind, namespace, &mut object)?;
-        if let Some(review) = kind.strategy.review {
+        if kind.strategy.review {
             check(kind, &object)?;
-            review(&mut object);
             return Ok(Written::new(kind, object, 0, warnings));
         }
         if !object.text("/metadata/resourceVersion").is_empty() {
@@ -63,15 +63,37 @@ impl Registry {
         let named = !object.text("/metadata/name").is_empty();
         for _ in 0..TRIES {
             let mut new = object.clone();
-            let plan = self.prepare_new(kind, &mut new, options)?;
+            self.complete_new(kind, &mut new)?;
             let name = new.text("/metadata/name").to_owned();
-            let guards = self.check_namespace(kind, namespace, &name).await?;
+            let proposed = Proposed {
+                kind,
+                subresource: None,
+                namespace,
+                name: &name,
+                operation: Operation::Create,
+                old: None,
+                dry_run: options.dry_run,
+            };
+            mutate(&proposed, &mut new, options).await?;
+            let plan = self.prepare_new(kind, &mut new, options)?;
+            validate(&proposed, &new, options).await?;
+            let mut guards = self.check_namespace(kind, namespace, &name).await?;
+            let writing = Writing {
+                kind,
+                subresource: None,
+                namespace,
+                old: None,
+                new: &new,
+            };
+            let mut charge = self.charge(&writing).await?;
             if options.dry_run {
+                self.settle(None).await?;
                 if self.cached(kind, namespace, &name).is_some() {
                     return Err(ApiError::already_exists(kind, &name));
                 }
                 return Ok(Written::new(kind, new, 0, warnings));
             }
+            guards.append(&mut charge.guards);
             let change = Change {
                 kind,
                 key: kind.key(namespace, &name),
@@ -79,9 +101,10 @@ impl Registry {
                 value: Some(&new),
                 plan,
                 guards,
+                also: charge.writes.clone(),
             };
             match self.commit(change).await? {
-                Outcome::Done(revision) => {
+                Outcome::Done(revision, stored) => {
                     tracing::debug!(
                         kind = kind.kind,
                         namespace,
@@ -90,8 +113,9 @@ impl Registry {
                         revision,
                         "created"
                     );
+                    self.charged_at(charge, revision).await?;
                     self.serve_at_once(kind, revision).await?;
-                    return Ok(Written::new(kind, new, revision, warnings));
+                    return Ok(Written::stored(kind, new, &stored, revision, warnings));
                 }
                 Outcome::Stale(_) if named => return Err(ApiError::already_exists(kind, &name)),
                 Outcome::Refused(why) => return Err(ApiError::invalid(kind, &name, &[why])),
@@ -107,40 +131,6 @@ impl Registry {
         ))
     }
 
-    fn prepare_new(
-        &self,
-        kind: &'static Kind,
-        new: &mut Value,
-        options: &WriteOptions,
-    ) -> Result<Plan> {
-        let strategy = &kind.strategy;
-        if new.text("/metadata/name").is_empty()
-            && let prefix = new.text("/metadata/generateName")
-            && !prefix.is_empty()
-        {
-            let name = meta::generate(prefix);
-            new.put("/metadata/name", name);
-        }
-        meta::create(kind, new);
-        if kind.has(Subresource::Status) && !strategy.keeps_status {
-            new.take_at("/status");
-        }
-        self.admit(kind, new)?;
-        default(kind, new);
-        if options.apply.is_none() {
-            new.take_at("/metadata/managedFields");
-            note_owner(kind, None, new, options, None);
-        }
-        (strategy.prepare_create)(new);
-        check(kind, new)?;
-        let name = new.text("/metadata/name").to_owned();
-        match strategy.claim {
-            Some(claim) => claim(self.claims(), None, Some(new))
-                .map_err(|errors| ApiError::invalid(kind, &name, &errors)),
-            None => Ok(Plan::default()),
-        }
-    }
-
     /// Only a living namespace takes new objects; the answer guards the transaction against its end.
     async fn check_namespace(
         &self,
@@ -153,11 +143,16 @@ impl Registry {
         }
         let namespaces = kinds::find("", "v1", "namespaces")
             .expect("the table of kinds has a row for namespaces");
-        self.settle(None).await?;
-        let found = self
-            .cached(namespaces, "", namespace)
-            .ok_or_else(|| ApiError::not_found(namespaces, namespace))?;
-        if found.value().has("/metadata/deletionTimestamp") {
+        let look = || self.cached(namespaces, "", namespace);
+        let ends = |found: &Object| found.value().has("/metadata/deletionTimestamp");
+        let mut found = look();
+        // The guard tells whether this is the latest state; a refusal has none.
+        if found.as_deref().is_none_or(ends) {
+            self.settle(None).await?;
+            found = look();
+        }
+        let found = found.ok_or_else(|| ApiError::not_found(namespaces, namespace))?;
+        if ends(&found) {
             let why = format!(
                 "unable to create new content in namespace {namespace} because it is being terminated"
             );
@@ -224,7 +219,7 @@ impl Registry {
         options: &WriteOptions,
     ) -> Result<Written> {
         let change = |old: &Value| {
-            let mut new = merge::apply(kind, name, old, &patch.value, patch_type)?;
+            let mut new = merge::apply(kind, old, &patch.value, patch_type)?;
             identify(kind, &mut new)?;
             place(kind, namespace, &mut new)?;
             if new.text("/metadata/name") != name {
@@ -286,7 +281,7 @@ impl Registry {
             }
             let change = Change::replace(kind, &current, Some(&pod), Plan::default());
             match self.commit(change).await? {
-                Outcome::Done(_) => return Ok(()),
+                Outcome::Done(..) => return Ok(()),
                 Outcome::Stale(revision) | Outcome::Again(revision) => {
                     self.cache().wait(revision).await?;
                 }
@@ -296,183 +291,44 @@ impl Registry {
         Err(ApiError::modified(kind, name))
     }
 
-    /// Reads, changes and writes back, again if somebody else was faster and the client did not insist on a version.
-    pub(crate) async fn modify(
-        &self,
-        kind: &'static Kind,
-        subresource: Option<Subresource>,
-        namespace: &str,
-        name: &str,
-        options: &WriteOptions,
-        change: impl Fn(&Value) -> Result<(Value, Vec<String>)>,
-    ) -> Result<Written> {
-        for _ in 0..TRIES {
-            let current = self.get(kind, namespace, name, None).await?;
-            let old = current.value();
-            let (mut new, warnings) = change(&old)?;
-            check_version(kind, &new, &old)?;
-            let plan = self.prepare_changed(kind, subresource, &mut new, &old, options)?;
-            if new == old {
-                return Ok(Written {
-                    object: current,
-                    warnings,
-                });
-            }
-            if options.dry_run {
-                return Ok(Written::new(kind, new, current.revision, warnings));
-            }
-            // The last finalizer that goes takes the object with it.
-            let ends = meta::ended(kind, &new);
-            let plan = match (ends, kind.strategy.claim) {
-                (true, Some(claim)) => claim(self.claims(), Some(&old), None)
-                    .map_err(|errors| ApiError::invalid(kind, name, &errors))?,
-                _ => plan,
-            };
-            let value = (!ends).then_some(&new);
-            match self
-                .commit(Change::replace(kind, &current, value, plan))
-                .await?
-            {
-                Outcome::Done(revision) => {
-                    tracing::debug!(
-                        kind = kind.kind,
-                        namespace,
-                        name,
-                        uid = current.uid,
-                        revision,
-                        "updated"
-                    );
-                    self.serve_at_once(kind, revision).await?;
-                    return Ok(Written::new(kind, new, revision, warnings));
-                }
-                Outcome::Refused(why) => return Err(ApiError::invalid(kind, name, &[why])),
-                Outcome::Stale(revision) | Outcome::Again(revision) => {
-                    self.cache().wait(revision).await?;
-                }
-            }
-        }
-        Err(ApiError::modified(kind, name))
-    }
-
-    /// Who has defined a kind may use it right after the answer.
-    async fn serve_at_once(&self, kind: &Kind, revision: u64) -> Result<()> {
-        if kind.kind == "CustomResourceDefinition" {
+    /// What other requests are served by counts right after the answer: a kind that was defined, a role that was bound.
+    pub(crate) async fn serve_at_once(&self, kind: &Kind, revision: u64) -> Result<()> {
+        const GROUPS: [&str; 4] = [
+            "admissionregistration.k8s.io",
+            "apiextensions.k8s.io",
+            "flowcontrol.apiserver.k8s.io",
+            "rbac.authorization.k8s.io",
+        ];
+        let bounds = kind.group.is_empty() && matches!(kind.kind, "LimitRange" | "ResourceQuota");
+        if bounds || GROUPS.contains(&kind.group) {
             self.cache().wait(revision).await?;
         }
         Ok(())
     }
-
-    fn prepare_changed(
-        &self,
-        kind: &'static Kind,
-        subresource: Option<Subresource>,
-        new: &mut Value,
-        old: &Value,
-        options: &WriteOptions,
-    ) -> Result<Plan> {
-        let strategy = &kind.strategy;
-        // A scale is one field of the specification.
-        let writer = subresource;
-        let subresource = subresource.filter(|s| *s != Subresource::Scale);
-        meta::carry(new, old);
-        let finalizers = new.pointer("/spec/finalizers").cloned();
-        keep_other_parts(kind, subresource, new, old);
-        default(kind, new);
-        if subresource.is_none() {
-            (strategy.prepare_update)(new, old);
-        }
-        if subresource == Some(Subresource::Finalize) {
-            new.put("/spec/finalizers", finalizers.unwrap_or_else(|| json!([])));
-        }
-        if strategy.generation && subresource.is_none() && !same_specification(new, old) {
-            let generation = old.integer("/metadata/generation").unwrap_or(0);
-            new.put("/metadata/generation", generation + 1);
-        }
-        if options.apply.is_none() {
-            note_owner(kind, Some(old), new, options, writer);
-        }
-        let mut errors = faults(kind, new);
-        if subresource.is_none() {
-            (strategy.validate_update)(new, old, &mut errors);
-        }
-        let name = old.text("/metadata/name");
-        if !errors.is_empty() {
-            return Err(ApiError::invalid(kind, name, &errors));
-        }
-        match strategy.claim {
-            Some(claim) => claim(self.claims(), Some(old), Some(new))
-                .map_err(|errors| ApiError::invalid(kind, name, &errors)),
-            None => Ok(Plan::default()),
-        }
-    }
-}
-
-/// Remembers who wrote what.
-fn note_owner(
-    kind: &'static Kind,
-    old: Option<&Value>,
-    new: &mut Value,
-    options: &WriteOptions,
-    subresource: Option<Subresource>,
-) {
-    let manager = options.manager.as_str();
-    if !manager.is_empty() {
-        let writer = Writer {
-            manager,
-            subresource,
-        };
-        managed::update(kind, old, new, writer);
-    }
-}
-
-/// Fills in what the client left out.
-fn default(kind: &Kind, object: &mut Value) {
-    (kind.strategy.default)(object);
-    if let Some(custom) = kind.custom {
-        custom.default(object);
-    }
-}
-
-/// Refuses an object with faults.
-fn check(kind: &Kind, object: &Value) -> Result<()> {
-    let faults = faults(kind, object);
-    if faults.is_empty() {
-        return Ok(());
-    }
-    Err(ApiError::invalid(
-        kind,
-        object.text("/metadata/name"),
-        &faults,
-    ))
-}
-
-/// What is wrong with an object by itself.
-fn faults(kind: &Kind, object: &Value) -> Vec<FieldError> {
-    let strategy = &kind.strategy;
-    let mut errors = Vec::new();
-    // What is only answered needs no name.
-    if strategy.review.is_none() {
-        validate::metadata(object, kind.namespaced, strategy.name, &mut errors);
-    }
-    if let (true, Some(of)) = (strategy.required, kind.object_type()) {
-        validate::required(of, object, "", &mut errors);
-    }
-    (strategy.validate)(object, &mut errors);
-    if let Some(custom) = kind.custom {
-        custom.check(object, &mut errors);
-    }
-    errors
-}
-
-/// What a user must know who takes the object for more than a note.
-fn caveat(kind: &Kind, object: &Value) -> Option<String> {
-    let own = (kind.strategy.caveat)(object);
-    let always = (!kind.caveat.is_empty()).then_some(kind.caveat);
-    own.or(always).map(ToOwned::to_owned)
 }
 
 impl Written {
-    fn new(kind: &'static Kind, value: Value, revision: u64, warnings: Vec<String>) -> Self {
+    /// What now stands in the store as `stored`: `value`, but perhaps in another version.
+    pub(crate) fn stored(
+        kind: &'static Kind,
+        value: Value,
+        stored: &Bytes,
+        revision: u64,
+        warnings: Vec<String>,
+    ) -> Self {
+        let object = Object::of_stored(kind, stored, revision);
+        Self {
+            object: Arc::new(object.unwrap_or_else(|| Object::new(kind, value, revision))),
+            warnings,
+        }
+    }
+
+    pub(crate) fn new(
+        kind: &'static Kind,
+        value: Value,
+        revision: u64,
+        warnings: Vec<String>,
+    ) -> Self {
         Self {
             object: Arc::new(Object::new(kind, value, revision)),
             warnings,

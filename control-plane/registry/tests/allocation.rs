@@ -85,7 +85,7 @@ async fn what_is_taken_stays_taken_over_a_restart_and_comes_back_after_a_delete(
     assert_eq!(
         error.message,
         format!(
-            "Service \"b\" is invalid: spec.clusterIPs: Invalid value: []string{{\"{0}\"}}: failed to allocate IP {0}: provided IP is already allocated",
+            "Service \"b\" is invalid: spec.clusterIPs: Invalid value: [\"{0}\"]: failed to allocate IP {0}: provided IP is already allocated",
             ip(&made)
         )
     );
@@ -201,4 +201,29 @@ async fn service_kubernetes_has_the_first_address_and_leads_to_the_servers() {
     cluster.registry.publish(&[]).await.unwrap();
     let slice = cluster.get("endpointslices", "kubernetes").await.unwrap();
     assert_eq!(slice["endpoints"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_balancer_that_keeps_clients_addresses_gets_a_port_for_its_health_checks() {
+    let cluster = Cluster::with(small()).await;
+    let mut wish = service("web", "LoadBalancer");
+    wish["spec"]["externalTrafficPolicy"] = json!("Local");
+    let made = cluster.create("services", wish).await.expect("created");
+    let port = made["spec"]["healthCheckNodePort"].as_i64();
+    let port = port.expect("a port was allocated");
+    assert!((30000..=30007).contains(&port), "{port}");
+    assert_ne!(made["spec"]["ports"][0]["nodePort"], port);
+
+    // Nobody else gets it, and it is wrong where nobody asks there.
+    let mut other = service("other", "NodePort");
+    other["spec"]["ports"][0]["nodePort"] = json!(port);
+    let error = cluster.create("services", other).await.expect_err("taken");
+    assert!(error.message.contains("already allocated"), "{error}");
+    let mut wrong = service("wrong", "LoadBalancer");
+    wrong["spec"]["healthCheckNodePort"] = json!(30001);
+    let error = cluster.create("services", wrong).await.expect_err("no use");
+    assert!(
+        error.message.contains("spec.healthCheckNodePort") && error.message.contains("'Local'"),
+        "{error}"
+    );
 }

@@ -19,9 +19,9 @@ async fn hear(watch: &mut Watch, count: usize) -> Vec<Heard> {
         let items = next.await.expect("something within five seconds");
         for item in items.expect("the watch goes on") {
             heard.push(match item {
-                WatchItem::Initial(o) => ("ADDED", o.name.clone(), o.revision),
+                WatchItem::Initial(o) => ("ADDED", o.name.to_string(), o.revision),
                 WatchItem::Change(kind, event) => {
-                    (kind.word(), event.object.name.clone(), event.revision)
+                    (kind.word(), event.object.name.to_string(), event.revision)
                 }
                 WatchItem::Bookmark {
                     revision,

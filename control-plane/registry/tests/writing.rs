@@ -230,7 +230,7 @@ async fn pages_show_one_state_although_it_changes_meanwhile() {
             None => break,
         }
     }
-    assert_eq!(names, ["m0", "m1", "m2", "m3", "m4"]);
+    assert_eq!(names, ["m0", "m1", "m2", "m3", "m4"].map(Box::from));
     assert_eq!(remaining, [Some(3), Some(1), None]);
 }
 

@@ -15,7 +15,7 @@ pub mod snapshot;
 mod types;
 
 use async_trait::async_trait;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream, StreamExt};
 
 pub use embedded::EmbeddedStore;
 pub use error::{Result, StoreError};
@@ -31,6 +31,9 @@ pub const MAX_ENTRY_BYTES: usize = 3 << 19;
 
 /// What [`Store::watch`] returns. After an `Err` the stream ends.
 pub type WatchStream = BoxStream<'static, Result<WatchBatch>>;
+
+/// What [`Store::parts`] returns.
+pub type PartStream<'a> = BoxStream<'a, Result<Vec<KeyValue>>>;
 
 /// A key-value store with etcd's guarantees.
 ///
@@ -57,6 +60,15 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
         limit: usize,
         revision: Option<Revision>,
     ) -> Result<RangeResponse>;
+
+    /// What [`Self::range`] without a limit says at `revision`, in parts: one can be worked on while the next is read.
+    ///
+    /// # Errors
+    /// Those of [`Self::range`]; the stream ends with them.
+    fn parts(&self, range: KeyRange, revision: Revision) -> PartStream<'_> {
+        let whole = async move { Ok(self.range(range, 0, Some(revision)).await?.kvs) };
+        stream::once(whole).boxed()
+    }
 
     /// If every comparison holds, does all of `then` under one new revision; else reads `else_get`.
     ///

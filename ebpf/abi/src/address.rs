@@ -30,10 +30,14 @@ unsafe impl Plain for Addr4 {}
 unsafe impl Plain for Addr6 {}
 
 /// What the generic types and the packet code ask of an address family.
-pub trait Address: Plain + Default + Eq + Ord + core::hash::Hash + core::fmt::Debug {
+pub trait Address:
+    Plain + Default + Eq + Ord + Send + Sync + core::hash::Hash + core::fmt::Debug
+{
     const FAMILY: Family;
     /// Length in bytes.
     const LEN: usize;
+    /// What fills a [`Conn`](crate::Conn) up to whole cache lines.
+    type ConnReserve: Plain + Default + Eq + Send + Sync + core::fmt::Debug;
     fn as_bytes(&self) -> &[u8];
     /// Takes an address from its bytes; `None` if the length is not [`Address::LEN`].
     fn from_bytes(bytes: &[u8]) -> Option<Self>;
@@ -42,6 +46,7 @@ pub trait Address: Plain + Default + Eq + Ord + core::hash::Hash + core::fmt::De
 impl Address for Addr4 {
     const FAMILY: Family = Family::V4;
     const LEN: usize = 4;
+    type ConnReserve = [u32; 2];
 
     #[inline(always)]
     fn as_bytes(&self) -> &[u8] {
@@ -58,6 +63,7 @@ impl Address for Addr4 {
 impl Address for Addr6 {
     const FAMILY: Family = Family::V6;
     const LEN: usize = 16;
+    type ConnReserve = [u32; 6];
 
     #[inline(always)]
     fn as_bytes(&self) -> &[u8] {

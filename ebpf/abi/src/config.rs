@@ -1,8 +1,8 @@
-//! What the programs must know of this node: `config_v2`, an array with one entry.
+//! What the programs must know of this node: `config_v3`, an array with one entry.
 
 use crate::{Addr4, Addr6, Address, Plain};
 
-/// Value of `config_v2`.
+/// Value of `config_v3`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(C)]
 pub struct Config {
@@ -12,9 +12,10 @@ pub struct Config {
     pub host_ifindex: u32,
     /// See [`config_flag`].
     pub flags: u32,
+    /// MAC address of the uplink.
+    pub uplink_mac: [u8; 6],
     /// UDP destination port of the overlay.
     pub overlay_port_be: u16,
-    pub pad: u16,
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,
     /// MTU of the uplink in bytes.
@@ -25,13 +26,13 @@ pub struct Config {
     pub nat_port_last: u16,
     pub v4: FamilyConfig<Addr4>,
     pub v6: FamilyConfig<Addr6>,
-    pub pad2: u32,
     /// What the kernel calls the host's network namespace (`SO_NETNS_COOKIE`): sockets there reach NodePorts on
     /// loopback addresses.
     pub host_netns_cookie: u64,
 }
 
-// SAFETY: six words with their half words paired, structs of ten words, a word, and a double word at a multiple of 8.
+// SAFETY: three words, six bytes and a half word, three words with their half words paired, structs of ten words, and a
+// double word at a multiple of 8.
 unsafe impl Plain for Config {}
 
 /// The part of [`Config`] that exists once a family. An unset address is all zero.

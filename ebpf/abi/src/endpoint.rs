@@ -21,6 +21,16 @@ pub struct Endpoint {
 // SAFETY: two words, twelve bytes, one word: no implicit padding.
 unsafe impl Plain for Endpoint {}
 
+impl Endpoint {
+    /// Destination and source MAC address of what is delivered there, as they lie in the Ethernet header.
+    #[inline(always)]
+    pub fn macs(&self) -> [u32; 3] {
+        let start = core::ptr::from_ref(&self.pod_mac).cast::<u32>();
+        // SAFETY: twelve bytes of this `Plain` struct, aligned to words, as `layout` makes sure.
+        [0, 1, 2].map(|word| unsafe { start.add(word).read() })
+    }
+}
+
 /// Bits of [`Endpoint::flags`].
 pub mod endpoint_flag {
     /// An address of the host itself: the packet goes to the host's stack.
@@ -31,4 +41,6 @@ pub mod endpoint_flag {
     pub const CLUSTER_IP: u32 = 1 << 2;
     /// An address of a load balancer: a ping is answered. Something else may serve its other ports.
     pub const VIP: u32 = 1 << 3;
+    /// A pod's address whose packets wait before the host's side of its link: they must not go around it.
+    pub const LIMITED: u32 = 1 << 4;
 }

@@ -1,6 +1,7 @@
-//! Routes to other nodes and their precomputed headers: `route4_v1`, `route6_v1`, `peer_v1`.
+//! Routes to other nodes and their precomputed headers: `route4_v1`, `route6_v1`, `peer_v2`; what they are called and what
+//! went there: `peer_name_v1`, `peer_count_v1`.
 
-use crate::{Address, Plain};
+use crate::{Address, Counter, Plain, text};
 
 /// Key of `route4_v1` and `route6_v1` (LPM tries).
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -18,20 +19,20 @@ unsafe impl<A: Address> Plain for RouteKey<A> {}
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(C)]
 pub struct Route {
-    /// Index into `peer_v1`; 0 is never given.
+    /// Index into `peer_v2`; 0 is never given.
     pub peer_id: u32,
 }
 
 // SAFETY: one word.
 unsafe impl Plain for Route {}
 
-/// Value of `peer_v1`, an array by peer id: everything that a packet to that node needs, computed in user space.
+/// Value of `peer_v2`, an array by peer id: everything that a packet to that node needs, computed in user space.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(C)]
 pub struct Peer {
     /// The outer IP header, UDP, and for VXLAN its header and the inner Ethernet header: see [`overlay_header`] for
     /// the lengths. ECN, lengths, UDP source port, IPv4 checksum and inner EtherType are zero: the program fills them
-    /// in. The UDP checksum stays zero.
+    /// in, and the UDP checksum too if [`Peer::checksum_sum`] says so.
     pub header: [u8; 72],
     /// Sum of the 16-bit words of the outer IPv4 header as it stands in `header`, words read in network order, folded
     /// once, not complemented; the sum itself in host order.
@@ -46,10 +47,15 @@ pub struct Peer {
     pub underlay_addr: [u8; 16],
     /// Largest inner IP packet that fits, in bytes.
     pub mtu: u32,
-    pub pad: u32,
+    /// The kernel's VXLAN device, for what the program does not encapsulate itself: with [`peer_mode::DEVICE`]
+    /// everything, with a UDP checksum the packets whose sum does not follow from their headers. 0: there is none.
+    pub device_ifindex: u32,
+    /// If packets get an outer UDP checksum, what the sum starts from, never 0: the words, read in network order, of
+    /// `header` behind its IP header, of both addresses, and the protocol, not folded. 0: the checksum stays zero.
+    pub checksum_sum: u32,
 }
 
-// SAFETY: 72 bytes, a word, four bytes, 16 bytes, two words: no implicit padding.
+// SAFETY: 72 bytes, a word, four bytes, 16 bytes, three words: no implicit padding.
 unsafe impl Plain for Peer {}
 
 impl Default for Peer {
@@ -62,10 +68,54 @@ impl Default for Peer {
             underlay_family: 0,
             underlay_addr: [0; 16],
             mtu: 0,
-            pad: 0,
+            device_ifindex: 0,
+            checksum_sum: 0,
         }
     }
 }
+
+/// Bytes of a node's name: names of Nodes have at most 253 (RFC 1123 subdomains).
+pub const PEER_NAME_LEN: usize = 256;
+
+/// Value of `peer_name_v1`, by peer id. No program reads it: it is there for people, also while no agent runs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(C)]
+pub struct PeerName {
+    /// The holder of the peer's lease, UTF-8, filled up with zero bytes.
+    pub name: [u8; PEER_NAME_LEN],
+}
+
+// SAFETY: bytes only.
+unsafe impl Plain for PeerName {}
+
+impl PeerName {
+    /// A text that is too long is cut: no registry has one.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: text::filled_up(name),
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        text::read(&self.name)
+    }
+}
+
+/// Value of `peer_count_v1`, an array per CPU by peer id: inner packets, and their bytes without Ethernet. What a device
+/// cuts into segments counts as one packet.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct PeerCount {
+    /// On their way to the peer.
+    pub sent: Counter,
+    /// Encapsulated, from the peer; what is routed plainly comes without a word of whose it is.
+    pub received: Counter,
+    /// Of both, those that were dropped here.
+    pub dropped: Counter,
+}
+
+// SAFETY: six double words.
+unsafe impl Plain for PeerCount {}
 
 /// Values of [`Peer::mode`].
 pub mod peer_mode {
@@ -82,6 +132,8 @@ pub mod peer_mode {
     pub const UDP: u8 = 4;
     /// As [`UDP`], to a node on the uplink's own link.
     pub const UDP_ON_LINK: u8 = 5;
+    /// By the kernel's VXLAN device, addressed with the MAC addresses at the end of [`Peer::header`](super::Peer).
+    pub const DEVICE: u8 = 6;
 }
 
 /// Lengths of [`Peer::header`] and offsets in it. RFC 791, RFC 8200, RFC 768, RFC 7348 section 5.
@@ -100,4 +152,6 @@ pub mod overlay_header {
     pub const IPV4_TOTAL_LEN: usize = 2;
     pub const IPV4_CHECKSUM: usize = 10;
     pub const IPV6_PAYLOAD_LEN: usize = 4;
+    /// In the UDP header.
+    pub const UDP_CHECKSUM: usize = 6;
 }

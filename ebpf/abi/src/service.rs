@@ -5,7 +5,8 @@
 //! service. One that is reached from outside names two: with the external traffic policy `Local`, clients of the cluster
 //! take another set of backends than clients outside. A service is a set of backends of one address family: `slot_v1[slot_base .. slot_base + slot_count]`
 //! holds their ids. Replacing the service's value in its hash map is the one atomic step in which a new set becomes
-//! visible; its slots were written before, in a range that no visible service uses.
+//! visible; its slots were written before, in a range that no visible service uses. Where little changes the slots in use
+//! are overwritten one by one, each by the id of an active backend of the new set: readers must expect that.
 
 use crate::{Address, Plain};
 
@@ -63,6 +64,10 @@ pub struct RangeKey<A> {
 
 // SAFETY: two words and a four-byte aligned address.
 unsafe impl<A: Address> Plain for RangeKey<A> {}
+
+/// The id in [`RangeKey`] that no service has: destinations to which pods keep their own address, though these lie
+/// outside of the cluster and masquerade is on.
+pub const KEEPS_SOURCE: u32 = 0;
 
 impl<A: Address> RangeKey<A> {
     /// The prefix of `len` bits at `addr`, for one service.

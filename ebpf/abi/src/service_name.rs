@@ -1,7 +1,7 @@
 //! What a service of the maps is called: `service_name_v1`. No program reads it; it is there for people, who ask for a
 //! Service by its name, also while no agent runs.
 
-use crate::{Family, Plain};
+use crate::{Family, Plain, text};
 
 /// Bytes of each text: names of the API have at most 63 (RFC 1123 labels).
 pub const NAME_LEN: usize = 64;
@@ -43,9 +43,9 @@ impl ServiceName {
         family: Family,
     ) -> Self {
         Self {
-            namespace: filled_up(namespace),
-            name: filled_up(name),
-            port: filled_up(port),
+            namespace: text::filled_up(namespace),
+            name: text::filled_up(name),
+            port: text::filled_up(port),
             protocol,
             policy,
             family: family as u8,
@@ -54,34 +54,15 @@ impl ServiceName {
     }
 
     pub fn namespace(&self) -> &str {
-        text(&self.namespace)
+        text::read(&self.namespace)
     }
 
     pub fn name(&self) -> &str {
-        text(&self.name)
+        text::read(&self.name)
     }
 
     pub fn port(&self) -> &str {
-        text(&self.port)
-    }
-}
-
-fn filled_up(text: &str) -> [u8; NAME_LEN] {
-    let mut bytes = [0; NAME_LEN];
-    let mut end = text.len().min(NAME_LEN);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    bytes[..end].copy_from_slice(&text.as_bytes()[..end]);
-    bytes
-}
-
-/// Up to the first zero byte, or to what is no UTF-8.
-fn text(bytes: &[u8; NAME_LEN]) -> &str {
-    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(NAME_LEN);
-    match core::str::from_utf8(&bytes[..end]) {
-        Ok(text) => text,
-        Err(error) => core::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default(),
+        text::read(&self.port)
     }
 }
 

@@ -1,8 +1,8 @@
-//! Sockets that were connected to a backend in place of a service: `socket4_v1`, `socket6_v1`, by socket cookie.
+//! Sockets that were connected to a backend in place of a service: `socket4_v2`, `socket6_v2`, by socket cookie.
 
 use crate::{Address, Plain};
 
-/// Value of `socket4_v1` and `socket6_v1`: what `getpeername` must answer.
+/// Value of `socket4_v2` and `socket6_v2`: what `getpeername` must answer.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(C)]
 pub struct SocketOrigin<A> {

@@ -6,8 +6,8 @@ use crate::{Ip, Node};
 
 /// No backend: this id is never given.
 pub(crate) const NONE: u32 = 0;
-/// Steps of a search among all the backends that there can be, 65536.
-const STEPS: u32 = 17;
+/// Steps of a search among all the backends that there can be, 1,048,576.
+const STEPS: u32 = 21;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// The backend to which this client went, if it may go there again.

@@ -6,10 +6,11 @@
 /// The difference that replacing `old` by `new` makes. Both have the same length, a multiple of four.
 #[inline(always)]
 pub(crate) fn difference(old: &[u8], new: &[u8]) -> u32 {
-    let mut sum = 0u64;
+    // The complement of each old word, at once.
+    let mut sum = (old.len() / 4) as u64 * u32::MAX as u64;
     for (old, new) in old.chunks_exact(4).zip(new.chunks_exact(4)) {
-        sum += !word(old) as u64;
         sum += word(new) as u64;
+        sum -= word(old) as u64;
     }
     fold_to_32(sum)
 }
@@ -32,6 +33,19 @@ pub(crate) fn apply(field: u16, difference: u32) -> u16 {
     !fold(!field as u64 + difference as u64)
 }
 
+/// A transport checksum after a difference, both as they lie in memory. `zero_is_none`: a sum of zero means 'none' and
+/// stays so; a computed zero is written as 0xffff (RFC 768).
+#[inline(always)]
+pub fn apply_to_checksum(field: u16, difference: u32, zero_is_none: bool) -> u16 {
+    if zero_is_none && field == 0 {
+        return 0;
+    }
+    match apply(field, difference) {
+        0 if zero_is_none => 0xffff,
+        sum => sum,
+    }
+}
+
 /// Sum of bytes as words lie in memory, for a header that is built anew. A length that is a multiple of four.
 #[inline(always)]
 pub(crate) fn sum(bytes: &[u8]) -> u64 {
@@ -52,8 +66,9 @@ pub(crate) fn fold(mut sum: u64) -> u16 {
     sum as u16
 }
 
+/// A sum of differences as a difference.
 #[inline(always)]
-fn fold_to_32(mut sum: u64) -> u32 {
+pub(crate) fn fold_to_32(mut sum: u64) -> u32 {
     sum = (sum >> 32) + (sum & 0xffff_ffff);
     sum = (sum >> 32) + (sum & 0xffff_ffff);
     sum as u32

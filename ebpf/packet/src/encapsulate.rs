@@ -1,10 +1,11 @@
 //! Into the overlay: VXLAN (RFC 7348) or bare packets in UDP, both as flannel lays them on the wire, over IPv4 and IPv6.
 
-use ebpf_abi::{DropReason, Family, Peer, overlay_header as outer};
+use ebpf_abi::{DropReason, Family, Peer, overlay_header as outer, peer_mode};
 
 use crate::{
     Ip, OutOfBounds, Packet, checksum,
     ip::ETH_LEN,
+    outer_checksum,
     parse::{Headers, Kind},
 };
 
@@ -23,9 +24,15 @@ pub(crate) fn encapsulate<A: Ip, P: Packet>(
     headers: &Headers<A>,
     peer: &Peer,
 ) -> Result<(), DropReason> {
+    let source_port = FIRST_SOURCE_PORT | (flow_hash(headers) & 0x3fff) as u16;
     let inner = Inner {
         len: packet.length() - ETH_LEN as u32,
-        source_port: FIRST_SOURCE_PORT | (flow_hash(headers) & 0x3fff) as u16,
+        source_port,
+        udp_checksum: if peer.checksum_sum == 0 {
+            0
+        } else {
+            outer_checksum::compute(headers, peer, source_port) as u16
+        },
         ecn: headers.ecn(),
         ethertype: u16::from_be(A::ETHERTYPE),
     };
@@ -35,11 +42,44 @@ pub(crate) fn encapsulate<A: Ip, P: Packet>(
     let written = match peer.header_len as usize {
         outer::VXLAN_OVER_IPV4 => inner.put::<P, { outer::VXLAN_OVER_IPV4 }>(packet, peer),
         outer::VXLAN_OVER_IPV6 => inner.put_apart::<P, { outer::VXLAN_OVER_IPV6 }>(packet, peer),
-        outer::UDP_OVER_IPV4 => inner.put_apart::<P, { outer::UDP_OVER_IPV4 }>(packet, peer),
+        outer::UDP_OVER_IPV4 => inner.put::<P, { outer::UDP_OVER_IPV4 }>(packet, peer),
         outer::UDP_OVER_IPV6 => inner.put_apart::<P, { outer::UDP_OVER_IPV6 }>(packet, peer),
         _ => return Err(DropReason::NoPeer),
     };
     written.map_err(|_| DropReason::RewriteFailed)
+}
+
+/// Whether the packet goes to this peer by the kernel's device: all do, or this one's outer checksum is to be computed
+/// over every byte, or for each segment that is yet to be cut.
+#[inline(never)]
+pub(crate) fn needs_device<A: Ip, P: Packet>(
+    packet: &P,
+    headers: &Headers<A>,
+    peer: &Peer,
+) -> bool {
+    peer.mode == peer_mode::DEVICE
+        || (peer.checksum_sum != 0 && !outer_checksum::follows_from_headers(packet, headers))
+}
+
+/// Destination and source MAC address of what goes by the device, as they lie in the Ethernet header: the end of the
+/// peer's header.
+#[inline(always)]
+pub(crate) fn device_macs(peer: &Peer) -> [u32; 3] {
+    const OVER_IPV4: usize = outer::VXLAN_OVER_IPV4 - ETH_LEN;
+    const OVER_IPV6: usize = outer::VXLAN_OVER_IPV6 - ETH_LEN;
+    if peer.header_len as usize == outer::VXLAN_OVER_IPV6 {
+        words::<OVER_IPV6>(&peer.header)
+    } else {
+        words::<OVER_IPV4>(&peer.header)
+    }
+}
+
+#[inline(always)]
+fn words<const AT: usize>(header: &[u8; 72]) -> [u32; 3] {
+    let word = |at: usize| {
+        u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+    };
+    [word(AT), word(AT + 4), word(AT + 8)]
 }
 
 /// What the outer header must say of the packet.
@@ -47,6 +87,8 @@ struct Inner {
     /// Of the inner IP packet, in bytes.
     len: u32,
     source_port: u16,
+    /// 0: none.
+    udp_checksum: u16,
     /// The inner ECN field, which the outer header repeats (RFC 6040 section 4.1).
     ecn: u8,
     ethertype: u16,
@@ -100,6 +142,7 @@ impl Inner {
                 check,
                 (ip_len, self.source_port),
                 (ip_len + 4, udp_len),
+                (ip_len + outer::UDP_CHECKSUM, self.udp_checksum),
                 (ethertype_at, self.ethertype),
             ],
         )
@@ -112,7 +155,7 @@ impl Inner {
 /// Not the kernel's: that one takes the packet apart again, unless a socket of this machine left its own.
 #[inline(always)]
 fn flow_hash<A: Ip>(headers: &Headers<A>) -> u32 {
-    let tuple = &headers.tuple;
+    let tuple = headers.tuple();
     let mut hash = tuple.protocol as u32;
     if matches!(headers.kind, Kind::WHOLE) {
         hash |= (tuple.src_port_be as u32) << 16;

@@ -1,15 +1,14 @@
 //! Where a packet goes after translation: a pod of this node, the host, another node, out of the cluster.
 
-use ebpf_abi::{
-    Config, ConnKey, DropReason, Endpoint, Peer, config_flag, endpoint_flag, peer_mode,
-};
+use ebpf_abi::{Config, DropReason, KEEPS_SOURCE, Peer, config_flag, endpoint_flag, peer_mode};
 
 use crate::{
-    Ip, Node, Packet, encapsulate,
+    Ip, Node, Packet, PeerEvent, encapsulate,
     ip::ETH_LEN,
     parse::{Headers, Kind},
     path::Origin,
     verdict::Step,
+    write::Target,
 };
 
 /// Where a destination lies.
@@ -34,10 +33,14 @@ const SERVICE: u32 = endpoint_flag::CLUSTER_IP | endpoint_flag::VIP;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Way {
     pub(crate) place: Place,
-    /// Of a pod or the host.
-    endpoint: Endpoint,
+    /// See [`endpoint_flag`].
+    pub(crate) flags: u32,
+    /// Of a pod: the host side of its veth.
+    ifindex: u32,
+    /// Of a pod or the host: see [`Packet::store_ethernet`].
+    macs: [u32; 3],
     /// Of another node.
-    peer_id: u32,
+    pub(crate) peer_id: u32,
 }
 
 impl Way {
@@ -45,16 +48,20 @@ impl Way {
     pub(crate) fn find<A: Ip, N: Node<A>>(node: &N, dst: &A) -> Self {
         let mut way = Self {
             place: Place::Outside,
-            endpoint: Endpoint::default(),
+            flags: 0,
+            ifindex: 0,
+            macs: [0; 3],
             peer_id: 0,
         };
         if let Some(endpoint) = node.endpoint(dst) {
-            way.endpoint = endpoint;
-            way.place = if endpoint.flags & endpoint_flag::SOURCE_NAT != 0 {
+            way.flags = endpoint.flags;
+            way.ifindex = endpoint.ifindex;
+            way.macs = endpoint.macs();
+            way.place = if way.flags & endpoint_flag::SOURCE_NAT != 0 {
                 Place::SourceNat
-            } else if endpoint.flags & endpoint_flag::HOST != 0 {
+            } else if way.flags & endpoint_flag::HOST != 0 {
                 Place::Host
-            } else if endpoint.flags & SERVICE != 0 {
+            } else if way.flags & SERVICE != 0 {
                 Place::Outside
             } else {
                 Place::Pod
@@ -69,13 +76,7 @@ impl Way {
     /// Whether the address is a service's.
     #[inline(always)]
     pub(crate) fn is_service(&self) -> bool {
-        self.endpoint.flags & SERVICE != 0
-    }
-
-    /// See [`endpoint_flag`].
-    #[inline(always)]
-    pub(crate) fn flags(&self) -> u32 {
-        self.endpoint.flags
+        self.flags & SERVICE != 0
     }
 
     /// Whether the address is a pod's: no frontend can have it.
@@ -87,38 +88,63 @@ impl Way {
 
 /// A packet on its way, with what was decided about it.
 #[derive(Clone, Copy)]
-pub(crate) struct Forward<'a> {
+pub(crate) struct Forward<'a, A> {
     pub(crate) config: &'a Config,
-    /// Whether the packet gets another tuple.
-    pub(crate) translated: bool,
+    /// The tuple that the packet gets, if it gets another one.
+    pub(crate) target: Option<Target<'a, A>>,
     pub(crate) origin: Origin,
 }
 
-impl Forward<'_> {
-    /// Writes the decision into the packet and sends it its way.
+impl<A: Ip> Forward<'_, A> {
+    /// Writes the decision into the packet and sends it its way; counts it where that leads to another node.
     #[inline(always)]
-    pub(crate) fn send<A: Ip, P: Packet, N: Node<A>>(
+    pub(crate) fn send<P: Packet, N: Node<A>>(
         self,
         packet: &mut P,
         node: &N,
         headers: &mut Headers<A>,
-        target: &ConnKey<A>,
+        way: Way,
+    ) -> Step {
+        let step = self.send_on(packet, node, headers, way);
+        if matches!(way.place, Place::Peer) {
+            let bytes = headers.end - ETH_LEN as u32;
+            if step.is_to_network() || step.is_to_device() {
+                node.count_peer(way.peer_id, PeerEvent::Sent, bytes);
+            } else if step.is_drop() {
+                node.count_peer(way.peer_id, PeerEvent::Dropped, bytes);
+            }
+        }
+        step
+    }
+
+    #[inline(always)]
+    fn send_on<P: Packet, N: Node<A>>(
+        self,
+        packet: &mut P,
+        node: &N,
+        headers: &mut Headers<A>,
         way: Way,
     ) -> Step {
         // This node routes the packet, unless it sent it itself.
         let mut hop = !matches!(self.origin, Origin::Host);
         let mut overlay = None;
+        // The Ethernet header, unless it is written anew where the packet leaves.
+        let mut link = None;
         let step = match way.place {
             Place::Pod => {
-                headers.set_macs(&way.endpoint.pod_mac, &way.endpoint.host_mac);
-                Step::to_pod(way.endpoint.ifindex)
+                link = Some(way.macs);
+                if way.flags & endpoint_flag::LIMITED != 0 {
+                    Step::to_device(way.ifindex)
+                } else {
+                    Step::to_pod(way.ifindex)
+                }
             }
-            Place::Host if !self.translated && !matches!(self.origin, Origin::Overlay) => {
+            Place::Host if self.target.is_none() && !matches!(self.origin, Origin::Overlay) => {
                 return Step::PASS;
             }
             Place::Host => {
                 hop = false;
-                headers.set_macs(&way.endpoint.pod_mac, &way.endpoint.host_mac);
+                link = Some(way.macs);
                 Step::TO_HOST
             }
             Place::SourceNat => return Step::drop(DropReason::NoConnection),
@@ -129,6 +155,11 @@ impl Forward<'_> {
                 };
                 if peer.mode == peer_mode::DIRECT {
                     Step::to_network(way.peer_id)
+                } else if peer.device_ifindex != 0
+                    && encapsulate::needs_device(packet, headers, peer)
+                {
+                    link = Some(encapsulate::device_macs(peer));
+                    Step::to_device(peer.device_ifindex)
                 } else {
                     overlay = Some(peer);
                     let on_link =
@@ -136,7 +167,7 @@ impl Forward<'_> {
                     Step::to_network(if on_link { way.peer_id } else { 0 })
                 }
             }
-            Place::Outside => match self.outside(packet, headers) {
+            Place::Outside => match self.outside(packet, node, headers) {
                 Ok(()) => Step::to_network(0),
                 Err(step) => return step,
             },
@@ -145,10 +176,15 @@ impl Forward<'_> {
             return Step::drop(DropReason::NoConfig);
         }
         if hop && headers.ttl() <= 1 {
-            return Step::drop(DropReason::TtlExceeded);
+            return Step::TIME_EXCEEDED;
         }
-        if let Err(reason) = headers.write(packet, target, self.translated, hop) {
+        if let Err(reason) = headers.write(packet, self.target, hop) {
             return Step::drop(reason);
+        }
+        if let Some(macs) = link
+            && packet.store_ethernet(macs, A::ETHERTYPE).is_err()
+        {
+            return Step::drop(DropReason::RewriteFailed);
         }
         if let Some(peer) = overlay
             && let Err(reason) = encapsulate::encapsulate(packet, headers, peer)
@@ -160,7 +196,7 @@ impl Forward<'_> {
 
     /// The peer to which a packet may go.
     #[inline(always)]
-    fn peer<'n, A: Ip, P: Packet, N: Node<A>>(
+    fn peer<'n, P: Packet, N: Node<A>>(
         self,
         packet: &P,
         node: &'n N,
@@ -168,16 +204,16 @@ impl Forward<'_> {
         peer_id: u32,
     ) -> Result<&'n Peer, Step> {
         match self.origin {
-            Origin::Overlay if !self.translated => {
+            Origin::Overlay if self.target.is_none() => {
                 return Err(Step::drop(DropReason::OverlayNotLocal));
             }
-            Origin::Network if !self.translated => return Err(Step::PASS),
+            Origin::Network if self.target.is_none() => return Err(Step::PASS),
             _ => {}
         }
         let Some(peer) = node.peer(peer_id) else {
             return Err(Step::drop(DropReason::NoPeer));
         };
-        if peer.mode == peer_mode::NONE || peer.mode > peer_mode::UDP_ON_LINK {
+        if peer.mode == peer_mode::NONE || peer.mode > peer_mode::DEVICE {
             return Err(Step::drop(DropReason::NoPeer));
         }
         if is_longer_than(packet, headers, peer.mtu) {
@@ -188,9 +224,14 @@ impl Forward<'_> {
 
     /// Whether a packet may leave the cluster.
     #[inline(always)]
-    fn outside<A: Ip, P: Packet>(self, packet: &P, headers: &Headers<A>) -> Result<(), Step> {
-        if !self.translated {
-            let masquerade = self.config.flags & config_flag::MASQUERADE != 0;
+    fn outside<P: Packet, N: Node<A>>(
+        self,
+        packet: &P,
+        node: &N,
+        headers: &Headers<A>,
+    ) -> Result<(), Step> {
+        if self.target.is_none() {
+            let masquerade = masquerades(node, self.config, &headers.tuple().dst);
             return Err(match self.origin {
                 Origin::Overlay => Step::drop(DropReason::OverlayNotLocal),
                 Origin::Pod if masquerade => match headers.kind {
@@ -208,9 +249,15 @@ impl Forward<'_> {
     }
 }
 
+/// Whether a pod shows the node's address to this one, which lies outside of the cluster.
+#[inline(always)]
+pub(crate) fn masquerades<A: Ip, N: Node<A>>(node: &N, config: &Config, dst: &A) -> bool {
+    config.flags & config_flag::MASQUERADE != 0 && !node.admits(KEEPS_SOURCE, dst)
+}
+
 /// Whether the packet, or each segment that the device will cut from it, is longer than `mtu`; 0 means no limit.
 #[inline(always)]
-fn is_longer_than<A: Ip, P: Packet>(packet: &P, headers: &Headers<A>, mtu: u32) -> bool {
+pub(crate) fn is_longer_than<A: Ip, P: Packet>(packet: &P, headers: &Headers<A>, mtu: u32) -> bool {
     let segment = packet.segment_payload();
     let len = if segment == 0 {
         headers.end - ETH_LEN as u32

@@ -1,13 +1,15 @@
 //! Answers by ICMP error, built out of the packet itself and sent back to where it came from: 'fragmentation needed'
-//! (RFC 1191) and 'packet too big' (RFC 4443 section 3.2) for one that is too long for its way, 'port unreachable' for
-//! one that nobody serves.
+//! (RFC 1191) and 'packet too big' (RFC 4443 section 3.2) for one that is too long for its way, 'time exceeded' for one
+//! that may make no hop more, 'port unreachable' for one that nobody serves.
 
 use ebpf_abi::{Config, DropReason, Family};
 
 use crate::{
-    Frame, Ip, Node, OutOfBounds, Packet, checksum,
-    ip::{ETH_LEN, FrameBytes, IP_AT, LEAD},
-    parse::{Headers, Kind},
+    Ip, Node, OutOfBounds, Packet, checksum, icmp_error, icmp_limit,
+    ip::{Aligned, ETH_LEN, Header},
+    parse::{Headers, Kind, protocol},
+    path::Origin,
+    refuse::turn_macs,
     verdict::Step,
 };
 
@@ -17,33 +19,95 @@ const LEAST: usize = 8;
 /// a packet whose TCP checksum is still to be computed.
 const MORE: usize = 20;
 
+/// Which of this node's addresses an answer comes from.
+#[derive(Clone, Copy)]
+enum From {
+    /// That on the uplink, if there is one.
+    Uplink,
+    /// That in the podCIDR: what another node takes out of the overlay must come from this node's pods.
+    PodCidr,
+}
+
+impl From {
+    #[inline(always)]
+    fn towards(origin: Origin) -> Self {
+        if matches!(origin, Origin::Overlay) {
+            Self::PodCidr
+        } else {
+            Self::Uplink
+        }
+    }
+}
+
+/// What [`answerable`] says of a packet.
+const NO: u32 = 0;
+const SHORT: u32 = 1;
+const LONG: u32 = 2;
+
 /// Turns a packet that is too long into the answer which tells the MTU.
 #[inline(always)]
-pub(crate) fn too_big<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, mtu: u32) -> Step {
-    if !may_be_answered::<A, P, N>(packet, node) {
+pub(crate) fn too_big<A: Ip, P: Packet, N: Node<A>>(
+    packet: &mut P,
+    node: &N,
+    mtu: u32,
+    origin: Origin,
+) -> Step {
+    let from = From::towards(origin);
+    if answerable::<A, P, N>(packet, node, from as u8) == NO {
         return Step::drop(DropReason::TooBig);
     }
     let mut icmp = [0u8; 8];
     A::write_too_big(&mut icmp, mtu);
-    send::<A, P, N, MORE>(packet, node, u64::from_ne_bytes(icmp))
+    let step = send::<A, P, N, MORE>(packet, node, u64::from_ne_bytes(icmp), from);
+    sent_back(packet, node, step, origin)
 }
 
-/// Turns a packet into the answer that nobody serves its port. `long`: it has 20 bytes behind its IP header.
+/// Turns a packet whose TTL or hop limit ends here into the answer that says so, as often as [`icmp_limit`] allows.
 #[inline(always)]
-pub(crate) fn unreachable<A: Ip, P: Packet, N: Node<A>>(
+pub(crate) fn time_exceeded<A: Ip, P: Packet, N: Node<A>>(
     packet: &mut P,
     node: &N,
-    long: bool,
+    origin: Origin,
 ) -> Step {
-    if !may_be_answered::<A, P, N>(packet, node) {
-        return Step::drop(DropReason::NoBackend);
+    let from = From::towards(origin);
+    let answerable = answerable::<A, P, N>(packet, node, from as u8);
+    if answerable == NO || !icmp_limit::admits::<A, P, N>(packet, node) {
+        return Step::drop(DropReason::TtlExceeded);
     }
+    let [kind, code] = A::TIME_EXCEEDED;
+    let icmp = u64::from_ne_bytes([kind, code, 0, 0, 0, 0, 0, 0]);
+    let step = if answerable == LONG {
+        send::<A, P, N, MORE>(packet, node, icmp, from)
+    } else {
+        send::<A, P, N, LEAST>(packet, node, icmp, from)
+    };
+    sent_back(packet, node, step, origin)
+}
+
+/// What came out of the overlay is answered by the overlay, everything else by the interface that it came in by.
+#[inline(always)]
+fn sent_back<A: Ip, P: Packet, N: Node<A>>(
+    packet: &mut P,
+    node: &N,
+    step: Step,
+    origin: Origin,
+) -> Step {
+    if matches!(origin, Origin::Overlay) && step == Step::REFLECT {
+        icmp_error::send_own(packet, node)
+    } else {
+        step
+    }
+}
+
+/// Turns a packet into the answer that nobody serves its port.
+#[inline(always)]
+pub(crate) fn unreachable<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N) -> Step {
     let [kind, code] = A::PORT_UNREACHABLE;
     let icmp = u64::from_ne_bytes([kind, code, 0, 0, 0, 0, 0, 0]);
-    if long {
-        send::<A, P, N, MORE>(packet, node, icmp)
-    } else {
-        send::<A, P, N, LEAST>(packet, node, icmp)
+    match answerable::<A, P, N>(packet, node, From::Uplink as u8) {
+        NO => Step::drop(DropReason::NoBackend),
+        LONG => send::<A, P, N, MORE>(packet, node, icmp, From::Uplink),
+        _ => send::<A, P, N, LEAST>(packet, node, icmp, From::Uplink),
     }
 }
 
@@ -55,30 +119,41 @@ fn send<A: Ip, P: Packet, N: Node<A>, const QUOTED: usize>(
     packet: &mut P,
     node: &N,
     icmp: u64,
+    from: From,
 ) -> Step {
     let sum = quote::<A, P, QUOTED>(packet);
     if sum > u32::MAX as u64 {
         return Step::drop(DropReason::RewriteFailed);
     }
-    write_headers::<A, P, N, QUOTED>(packet, node, icmp, sum as u32)
+    write_headers::<A, P, N, QUOTED>(packet, node, icmp, sum as u32, from as u8)
 }
 
-/// No error about an error, none about a fragment that is not the first (RFC 1122 section 3.2.2), none from nowhere.
+/// Whether a packet may be answered by an error, and how much there is to quote: no error about an error, none about a
+/// fragment that is not the first (RFC 1122 section 3.2.2), none from nowhere.
 #[inline(never)]
-fn may_be_answered<A: Ip, P: Packet, N: Node<A>>(packet: &P, node: &N) -> bool {
+fn answerable<A: Ip, P: Packet, N: Node<A>>(packet: &P, node: &N, from: u8) -> u32 {
     let mut headers = Headers::<A>::new();
-    headers.parse(packet).is_ok()
-        && !matches!(headers.kind, Kind::ICMP_ERROR | Kind::LATER_FRAGMENT)
-        && node
+    if headers.parse(packet).is_err()
+        || matches!(headers.kind, Kind::ICMP_ERROR | Kind::LATER_FRAGMENT)
+        || node
             .config()
-            .is_some_and(|config| !sender::<A>(config).is_unset())
+            .is_none_or(|config| sender::<A>(config, from).is_unset())
+    {
+        return NO;
+    }
+    let known = headers.tuple().protocol;
+    if known != protocol::UDP && known != A::ICMP && headers.end >= headers.l4_at + MORE as u32 {
+        LONG
+    } else {
+        SHORT
+    }
 }
 
 /// The address in whose name the node answers.
 #[inline(always)]
-fn sender<A: Ip>(config: &Config) -> &A {
+fn sender<A: Ip>(config: &Config, from: u8) -> &A {
     let settings = A::settings(config);
-    if settings.node_addr.is_unset() {
+    if from == From::PodCidr as u8 || settings.node_addr.is_unset() {
         &settings.source_nat_addr
     } else {
         &settings.node_addr
@@ -96,10 +171,10 @@ fn quote<A: Ip, P: Packet, const QUOTED: usize>(packet: &mut P) -> u64 {
 fn move_quoted<A: Ip, P: Packet, const QUOTED: usize>(packet: &mut P) -> Result<u64, OutOfBounds> {
     let from = ETH_LEN as u32;
     let to = from + A::HEADER_LEN as u32 + 8;
-    let mut frame = A::Frame::ZERO;
-    let header = &mut frame.bytes_mut()[IP_AT..IP_AT + A::HEADER_LEN];
-    let mut quoted = Frame::<QUOTED>::ZERO;
-    let quoted = quoted.bytes_mut();
+    let mut header = A::Header::ZERO;
+    let header = header.ip_mut();
+    let mut quoted = Aligned([0; QUOTED]);
+    let quoted = &mut quoted.0;
     packet.load_words(from, header)?;
     packet.load_words(from + A::HEADER_LEN as u32, quoted)?;
     packet.resize(to + (A::HEADER_LEN + QUOTED) as u32)?;
@@ -116,22 +191,20 @@ fn write_headers<A: Ip, P: Packet, N: Node<A>, const QUOTED: usize>(
     node: &N,
     icmp: u64,
     quoted: u32,
+    from: u8,
 ) -> Step {
     let Some(config) = node.config() else {
         return Step::drop(DropReason::NoConfig);
     };
-    let from = sender::<A>(config);
-    let mut frame = A::Frame::ZERO;
-    let frame = &mut frame.bytes_mut()[..IP_AT + A::HEADER_LEN];
-    if packet.load_frame(frame).is_err() {
+    let from = sender::<A>(config, from);
+    let mut header = A::Header::ZERO;
+    let header = header.ip_mut();
+    if packet.load_words(ETH_LEN as u32, header).is_err() || turn_macs(packet).is_err() {
         return Step::drop(DropReason::RewriteFailed);
     }
-    for i in LEAD..LEAD + 6 {
-        frame.swap(i, i + 6);
-    }
-    let to = A::read(frame, IP_AT + A::SRC_AT);
+    let to = A::read(header, A::SRC_AT);
     let payload = (8 + A::HEADER_LEN + QUOTED) as u16;
-    A::write_header(&mut frame[IP_AT..], payload, A::ICMP, from, &to);
+    A::write_header(header, payload, A::ICMP, from, &to);
 
     let mut icmp = icmp.to_ne_bytes();
     let mut sum = checksum::sum(&icmp) + quoted as u64;
@@ -143,7 +216,7 @@ fn write_headers<A: Ip, P: Packet, N: Node<A>, const QUOTED: usize>(
     icmp[2] = check[0];
     icmp[3] = check[1];
     match packet
-        .store_frame(frame)
+        .store_words(ETH_LEN as u32, header, &[])
         .and_then(|()| packet.store((ETH_LEN + A::HEADER_LEN) as u32, &icmp))
     {
         Ok(()) => Step::REFLECT,

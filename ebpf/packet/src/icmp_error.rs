@@ -8,11 +8,11 @@ use ebpf_abi::{ConnKey, DropReason};
 use crate::{
     ChecksumField, Entry, Ip, Node, Packet, checksum,
     forward::{Forward, Way},
-    ip::{FrameBytes, IP_AT},
+    ip::Header,
     parse::{Headers, protocol},
     path::Origin,
     verdict::Step,
-    write::{address_difference, checksum_at, covers_addresses, port_difference},
+    write::{Target, address_difference, checksum_at, covers_addresses, port_difference},
 };
 
 /// Translates an ICMP error, if it is about a tracked connection, and sends it its way.
@@ -37,6 +37,12 @@ pub(crate) fn translate<A: Ip, P: Packet, N: Node<A>>(
     send(packet, node, &change, origin as u8)
 }
 
+/// Sends an ICMP error of this node's own its way.
+#[inline(always)]
+pub(crate) fn send_own<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N) -> Step {
+    send(packet, node, &Change::default(), Origin::Host as u8)
+}
+
 /// Which outer addresses an ICMP error must exchange for which; all unset if it is about no tracked connection.
 #[derive(Default)]
 struct Change<A> {
@@ -59,7 +65,7 @@ fn translate_quote<A: Ip, P: Packet, N: Node<A>>(
         return 0;
     }
     let mut new = ConnKey::default();
-    if !original(node, &quote.tuple, &mut new, change) {
+    if !original(node, quote.tuple(), &mut new, change) {
         return 0;
     }
     let difference = quote.write(packet, &new);
@@ -90,14 +96,13 @@ fn original<A: Ip, N: Node<A>>(
     let Some(entry) = node.conn(&key) else {
         return false;
     };
-    let answer = entry.target(&key);
+    *new = *entry.answers();
     *change = Change {
         old_src: key.src,
-        new_src: answer.src,
+        new_src: new.dst,
         old_dst: key.dst,
-        new_dst: answer.dst,
+        new_dst: new.src,
     };
-    *new = answer.reversed();
     true
 }
 
@@ -126,61 +131,69 @@ fn send<A: Ip, P: Packet, N: Node<A>>(
     if let Err(reason) = headers.parse(packet) {
         return Step::drop(reason);
     }
-    let mut target = headers.tuple;
-    let mut forward = Forward {
+    let mut answers = ConnKey::default();
+    let translated = exchange(headers.tuple(), change, &mut answers);
+    let way = Way::find(node, &answers.src);
+    let forward = Forward {
         config,
-        translated: false,
+        target: translated.then_some(Target(&answers)),
         origin: Origin::of(origin),
     };
-    if !change.old_dst.is_unset() {
-        forward.translated = true;
-        if headers.tuple.src == change.old_src {
-            target.src = change.new_src;
-        }
-        if headers.tuple.dst == change.old_dst {
-            target.dst = change.new_dst;
-        }
-    }
-    let way = Way::find(node, &target.dst);
-    forward.send(packet, node, &mut headers, &target, way)
+    forward.send(packet, node, &mut headers, way)
 }
 
-/// The packet that an ICMP error quotes.
-struct Quote<A: Ip> {
-    header: A::Frame,
+/// Gives the answers to the error the exchanged addresses; `false` if there are none to exchange.
+#[inline(never)]
+fn exchange<A: Ip>(tuple: &ConnKey<A>, change: &Change<A>, answers: &mut ConnKey<A>) -> bool {
+    *answers = tuple.reversed();
+    if change.old_dst.is_unset() {
+        return false;
+    }
+    if tuple.src == change.old_src {
+        answers.dst = change.new_src;
+    }
+    if tuple.dst == change.old_dst {
+        answers.src = change.new_dst;
+    }
+    true
+}
+
+/// A packet inside another one: that which an ICMP error quotes.
+pub(crate) struct Quote<A: Ip> {
+    header: A::Header,
     /// The first eight bytes of its transport header.
     transport: [u8; 8],
-    tuple: ConnKey<A>,
     ip_at: u32,
     l4_at: u32,
 }
 
 impl<A: Ip> Quote<A> {
     #[inline(always)]
-    fn at(ip_at: u32) -> Self {
+    pub(crate) fn at(ip_at: u32) -> Self {
         Self {
-            header: A::Frame::ZERO,
+            header: A::Header::ZERO,
             transport: [0; 8],
-            tuple: ConnKey::default(),
             ip_at,
             l4_at: 0,
         }
     }
 
+    #[inline(always)]
+    pub(crate) fn tuple(&self) -> &ConnKey<A> {
+        self.header.tuple()
+    }
+
     /// Reads the quoted headers; `false` if too little is quoted or nothing there can be translated.
     #[inline(never)]
-    fn read<P: Packet>(&mut self, packet: &P) -> bool {
-        let bytes = &mut self.header.bytes_mut()[IP_AT..IP_AT + A::HEADER_LEN];
-        if packet.load_words(self.ip_at, bytes).is_err() {
+    pub(crate) fn read<P: Packet>(&mut self, packet: &P) -> bool {
+        if packet.load_words(self.ip_at, self.header.ip_mut()).is_err() {
             return false;
         }
-        self.tuple.src = A::read(bytes, A::SRC_AT);
-        self.tuple.dst = A::read(bytes, A::DST_AT);
-        let Ok(payload) = A::locate(packet, bytes, self.ip_at, true) else {
+        let Ok(payload) = A::locate(packet, self.header.ip(), self.ip_at, true) else {
             return false;
         };
         self.l4_at = payload.at;
-        self.tuple.protocol = payload.protocol;
+        self.header.tuple_mut().protocol = payload.protocol;
         !payload.later_fragment
             && packet.load(payload.at, &mut self.transport).is_ok()
             && self.read_ports()
@@ -189,17 +202,18 @@ impl<A: Ip> Quote<A> {
     #[inline(always)]
     fn read_ports(&mut self) -> bool {
         let transport = &self.transport;
-        match self.tuple.protocol {
+        let tuple = self.header.tuple_mut();
+        match tuple.protocol {
             protocol::TCP | protocol::UDP | protocol::SCTP => {
-                self.tuple.src_port_be = u16::from_ne_bytes([transport[0], transport[1]]);
-                self.tuple.dst_port_be = u16::from_ne_bytes([transport[2], transport[3]]);
+                tuple.src_port_be = u16::from_ne_bytes([transport[0], transport[1]]);
+                tuple.dst_port_be = u16::from_ne_bytes([transport[2], transport[3]]);
             }
             icmp if icmp == A::ICMP => {
                 let id = u16::from_ne_bytes([transport[4], transport[5]]);
                 if transport[0] == A::ECHO_REQUEST {
-                    self.tuple.src_port_be = id;
+                    tuple.src_port_be = id;
                 } else if transport[0] == A::ECHO_REPLY {
-                    self.tuple.dst_port_be = id;
+                    tuple.dst_port_be = id;
                 } else {
                     return false;
                 }
@@ -213,14 +227,14 @@ impl<A: Ip> Quote<A> {
     /// `u64::MAX` if the kernel refused.
     #[inline(never)]
     fn write<P: Packet>(&mut self, packet: &mut P, new: &ConnKey<A>) -> u64 {
-        let addresses = address_difference(&self.tuple, new);
-        let ports = port_difference(&self.tuple, new);
+        let addresses = address_difference(self.tuple(), new);
+        let ports = port_difference(self.tuple(), new);
         let Ok(transport) = self.write_ports(packet, new, addresses, ports) else {
             return u64::MAX;
         };
         let mut difference = checksum::add(checksum::add(addresses, ports), transport);
 
-        let bytes = &mut self.header.bytes_mut()[IP_AT..IP_AT + A::HEADER_LEN];
+        let bytes = self.header.ip_mut();
         new.src.write(bytes, A::SRC_AT);
         new.dst.write(bytes, A::DST_AT);
         if let Some(at) = A::CHECKSUM_AT {
@@ -246,7 +260,7 @@ impl<A: Ip> Quote<A> {
         addresses: u32,
         ports: u32,
     ) -> Result<u32, crate::OutOfBounds> {
-        let protocol = self.tuple.protocol;
+        let protocol = self.tuple().protocol;
         let src = new.src_port_be.to_ne_bytes();
         let dst = new.dst_port_be.to_ne_bytes();
         let Some(check_at) = checksum_at::<A>(protocol) else {

@@ -1,39 +1,67 @@
 //! What differs between IPv4 and IPv6: where the header's fields lie. Everything else is written once.
 
-use ebpf_abi::{Addr4, Addr6, Address, Config, DropReason, FamilyConfig};
+use ebpf_abi::{Addr4, Addr6, Address, Config, ConnKey, DropReason, FamilyConfig, IpHeader, Plain};
 
 use crate::{Packet, checksum, parse::Payload};
 
 /// Length of the Ethernet header in bytes.
 pub(crate) const ETH_LEN: usize = 14;
-/// The frame buffer starts with two bytes of nothing, so that the IP header in it is aligned to words.
-pub(crate) const LEAD: usize = 2;
-/// Where the IP header starts in the frame buffer.
-pub(crate) const IP_AT: usize = LEAD + ETH_LEN;
 
-/// Two idle bytes, the Ethernet header and the IP header without options, word-aligned.
+/// Bytes that are aligned to words.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(4))]
-pub struct Frame<const N: usize>([u8; N]);
+pub(crate) struct Aligned<const N: usize>(pub(crate) [u8; N]);
 
-/// Access to a [`Frame`] of any length.
-pub trait FrameBytes: Copy {
+/// Access to the [`IpHeader`] of either family.
+pub trait Header<A>: Copy {
     const ZERO: Self;
-    fn bytes(&self) -> &[u8];
-    fn bytes_mut(&mut self) -> &mut [u8];
+    /// The header without options.
+    fn ip(&self) -> &[u8];
+    fn ip_mut(&mut self) -> &mut [u8];
+    /// The header's addresses with what was read elsewhere.
+    fn tuple(&self) -> &ConnKey<A>;
+    fn tuple_mut(&mut self) -> &mut ConnKey<A>;
 }
 
-impl<const N: usize> FrameBytes for Frame<N> {
-    const ZERO: Self = Self([0; N]);
+impl<A: Ip, const START: usize> Header<A> for IpHeader<A, START>
+where
+    Self: Plain,
+{
+    const ZERO: Self = Self {
+        start: [0; START],
+        tuple: A::NO_TUPLE,
+    };
 
     #[inline(always)]
-    fn bytes(&self) -> &[u8] {
-        &self.0
+    fn ip(&self) -> &[u8] {
+        &self.bytes()[..A::HEADER_LEN]
     }
 
     #[inline(always)]
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.0
+    fn ip_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes_mut()[..A::HEADER_LEN]
+    }
+
+    #[inline(always)]
+    fn tuple(&self) -> &ConnKey<A> {
+        &self.tuple
+    }
+
+    #[inline(always)]
+    fn tuple_mut(&mut self) -> &mut ConnKey<A> {
+        &mut self.tuple
+    }
+}
+
+/// A tuple of nothing.
+const fn no_tuple<A: Copy>(unset: A) -> ConnKey<A> {
+    ConnKey {
+        src: unset,
+        dst: unset,
+        src_port_be: 0,
+        dst_port_be: 0,
+        protocol: 0,
+        pad: [0; 3],
     }
 }
 
@@ -56,7 +84,10 @@ pub trait Ip: Address {
     const ECHO_REPLY: u8;
     /// Type and code of an ICMP 'port unreachable'. RFC 792, RFC 4443 section 3.1.
     const PORT_UNREACHABLE: [u8; 2];
-    type Frame: FrameBytes;
+    /// Type and code of an ICMP 'time exceeded in transit'. RFC 792, RFC 4443 section 3.3.
+    const TIME_EXCEEDED: [u8; 2];
+    const NO_TUPLE: ConnKey<Self>;
+    type Header: Header<Self>;
 
     fn read(bytes: &[u8], at: usize) -> Self;
     fn write(&self, bytes: &mut [u8], at: usize);
@@ -66,7 +97,7 @@ pub trait Ip: Address {
     fn stays_on_link(&self) -> bool;
     fn is_icmp_error(icmp_type: u8) -> bool;
     fn is_neighbour_discovery(icmp_type: u8) -> bool;
-    /// Reads the header in the frame buffer and finds what it carries. `quoted`: the packet's end may be missing, as
+    /// Reads a header and finds what it carries. `quoted`: the packet's end may be missing, as
     /// inside an ICMP error. `ip_at`: where in the packet that header starts. A length of zero is that of a packet of
     /// more than 64 KiB which a device will cut ('BIG TCP').
     fn locate<P: Packet>(
@@ -98,7 +129,9 @@ impl Ip for Addr4 {
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
     const PORT_UNREACHABLE: [u8; 2] = [3, 3];
-    type Frame = Frame<36>;
+    const TIME_EXCEEDED: [u8; 2] = [11, 0];
+    const NO_TUPLE: ConnKey<Self> = no_tuple(Self { bytes: [0; 4] });
+    type Header = IpHeader<Self, { Self::SRC_AT }>;
 
     #[inline(always)]
     fn read(bytes: &[u8], at: usize) -> Self {
@@ -197,7 +230,9 @@ impl Ip for Addr6 {
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
     const PORT_UNREACHABLE: [u8; 2] = [1, 4];
-    type Frame = Frame<56>;
+    const TIME_EXCEEDED: [u8; 2] = [3, 0];
+    const NO_TUPLE: ConnKey<Self> = no_tuple(Self { bytes: [0; 16] });
+    type Header = IpHeader<Self, { Self::SRC_AT }>;
 
     #[inline(always)]
     fn read(bytes: &[u8], at: usize) -> Self {

@@ -1,10 +1,10 @@
-//! The first packet of a connection that must be tracked: which backend, which source, and the pair of entries.
+//! The first packet of a connection that must be tracked: which backend, which source, and the connection's record.
 
-use ebpf_abi::{Config, ConnKey, DropReason, Frontend, FrontendKey, config_flag, conn_flag};
+use ebpf_abi::{Config, ConnKey, DropReason, Frontend, FrontendKey, conn_flag};
 
 use crate::{
     Ip, Node, Packet,
-    forward::{Place, Way},
+    forward::{Place, Way, masquerades},
     parse::{Headers, protocol},
     path::Origin,
     select,
@@ -111,8 +111,8 @@ fn read<A: Ip, P: Packet>(packet: &P, tuple: &mut ConnKey<A>) -> u32 {
     if let Err(reason) = headers.parse(packet) {
         return reason as u32;
     }
-    *tuple = headers.tuple;
-    READ | track::flags_of(&headers)
+    *tuple = *headers.tuple();
+    READ | track::flags_of(&headers, 0, false)
 }
 
 /// Gives a connection to a service its backend and its source. Returns [`OPENED`] or a drop reason's number.
@@ -179,9 +179,7 @@ fn source<A: Ip, N: Node<A>>(
         Place::Pod | Place::SourceNat => Source::Kept,
         Place::Host | Place::Peer if from_network => Source::Own,
         Place::Host | Place::Peer => Source::Kept,
-        Place::Outside if from_network || config.flags & config_flag::MASQUERADE != 0 => {
-            Source::Node
-        }
+        Place::Outside if from_network || masquerades(node, config, &wanted.dst) => Source::Node,
         Place::Outside => Source::Kept,
     }
 }

@@ -2,6 +2,8 @@
 
 use ebpf_abi::Family;
 
+use crate::Ip;
+
 /// An access beyond the packet's end, or one that the kernel refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct OutOfBounds;
@@ -38,12 +40,11 @@ pub trait Packet {
         bytes: &[u8],
         halves: &[(usize, u16)],
     ) -> Result<(), OutOfBounds>;
-    /// Reads the packet's beginning into a buffer that is aligned to words, behind its first two bytes.
-    fn load_frame(&self, frame: &mut [u8]) -> Result<(), OutOfBounds>;
-    /// Writes it back.
-    fn store_frame(&mut self, frame: &[u8]) -> Result<(), OutOfBounds>;
-    /// Writes bytes whose change nothing balances (the IPv6 hop limit).
-    fn store_unbalanced(&mut self, at: u32, bytes: &[u8]) -> Result<(), OutOfBounds>;
+    /// Writes the Ethernet header: both MAC addresses, and the EtherType in network byte order.
+    fn store_ethernet(&mut self, macs: [u32; 3], ethertype: u16) -> Result<(), OutOfBounds>;
+    /// Says that what was written changed the sum over the packet by this difference, which nothing balances (the IPv6
+    /// hop limit): the device may have left that sum with it.
+    fn sum_changed(&mut self, difference: u32);
     /// Applies a difference to the 16-bit checksum at `at`.
     fn add_to_checksum(
         &mut self,
@@ -79,4 +80,20 @@ pub trait Packet {
     fn forget_range(&self, value: u32) -> u32 {
         value
     }
+}
+
+/// The next machine on a packet's way.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Neighbour {
+    /// The interface that leads there.
+    pub ifindex: u32,
+    /// Its MAC address and that of the interface, as they lie in the Ethernet header.
+    pub macs: [u32; 3],
+}
+
+/// A packet where no later stage of the kernel finds the neighbour.
+pub trait Device: Packet {
+    /// The neighbour towards `dst`, as the kernel's routes say; `false` if the kernel must look for it first, or would not
+    /// forward there.
+    fn neighbour<A: Ip>(&self, src: &A, dst: &A, neighbour: &mut Neighbour) -> bool;
 }

@@ -4,7 +4,7 @@ use ebpf_abi::{ConnKey, DropReason};
 
 use crate::{
     Ip, Packet,
-    ip::{ETH_LEN, FrameBytes, IP_AT, LEAD},
+    ip::{ETH_LEN, Header},
     sctp,
 };
 
@@ -55,9 +55,8 @@ impl Kind {
 
 /// A packet's headers, as far as the path needs them.
 pub(crate) struct Headers<A: Ip> {
-    /// A copy of the Ethernet and IP headers that the path changes and writes back in one piece.
-    pub(crate) frame: A::Frame,
-    pub(crate) tuple: ConnKey<A>,
+    /// A copy of the IP header, which the path changes and writes back in one piece, and the tuple, which is a part of it.
+    pub(crate) header: A::Header,
     pub(crate) l4_at: u32,
     /// Where the IP packet ends.
     pub(crate) end: u32,
@@ -72,8 +71,7 @@ impl<A: Ip> Headers<A> {
     #[inline(always)]
     pub(crate) fn new() -> Self {
         Self {
-            frame: A::Frame::ZERO,
-            tuple: ConnKey::default(),
+            header: A::Header::ZERO,
             l4_at: 0,
             end: 0,
             header_len: 0,
@@ -81,6 +79,17 @@ impl<A: Ip> Headers<A> {
             kind: Kind::WHOLE,
             tcp_flags: 0,
         }
+    }
+
+    /// The tuple with which the packet arrived; once it is written, with the new addresses.
+    #[inline(always)]
+    pub(crate) fn tuple(&self) -> &ConnKey<A> {
+        self.header.tuple()
+    }
+
+    #[inline(always)]
+    pub(crate) fn tuple_mut(&mut self) -> &mut ConnKey<A> {
+        self.header.tuple_mut()
     }
 
     /// Reads the headers.
@@ -92,34 +101,26 @@ impl<A: Ip> Headers<A> {
     pub(crate) fn parse<P: Packet>(&mut self, packet: &P) -> Result<(), DropReason> {
         self.parse_fields(packet)?;
         // All kinds and protocols go on as one: the verifier need not follow each of them to the end.
-        let known =
-            self.kind.0 as u32 | (self.tuple.protocol as u32) << 8 | (self.tcp_flags as u32) << 16;
+        let protocol = self.tuple().protocol as u32;
+        let known = self.kind.0 as u32 | protocol << 8 | (self.tcp_flags as u32) << 16;
         let known = packet.forget_range(known);
         self.kind = Kind(known as u8);
-        self.tuple.protocol = (known >> 8) as u8;
+        self.tuple_mut().protocol = (known >> 8) as u8;
         self.tcp_flags = (known >> 16) as u8;
         Ok(())
     }
 
     #[inline(always)]
     fn parse_fields<P: Packet>(&mut self, packet: &P) -> Result<(), DropReason> {
-        let frame = self.frame.bytes_mut();
         packet
-            .load_frame(&mut frame[..IP_AT + A::HEADER_LEN])
+            .load_words(ETH_LEN as u32, self.header.ip_mut())
             .map_err(|_| DropReason::Malformed)?;
-        let header = &frame[IP_AT..IP_AT + A::HEADER_LEN];
-        let payload = A::locate(packet, header, ETH_LEN as u32, false)?;
-        self.tuple.src = A::read(header, A::SRC_AT);
-        self.tuple.dst = A::read(header, A::DST_AT);
-        self.tuple.protocol = payload.protocol;
+        let payload = A::locate(packet, self.header.ip(), ETH_LEN as u32, false)?;
+        self.tuple_mut().protocol = payload.protocol;
         self.l4_at = payload.at;
         self.end = payload.end;
         self.header_len = payload.at - ETH_LEN as u32;
         self.fragment_id_be = payload.fragment_id_be;
-        // After decapsulation the frame still carries the outer EtherType.
-        let ethertype = A::ETHERTYPE.to_ne_bytes();
-        frame[LEAD + 12] = ethertype[0];
-        frame[LEAD + 13] = ethertype[1];
         if payload.later_fragment {
             self.kind = Kind::LATER_FRAGMENT;
             return Ok(());
@@ -192,9 +193,9 @@ impl<A: Ip> Headers<A> {
         let id = u16::from_ne_bytes([icmp[4], icmp[5]]);
         let icmp_type = icmp[0];
         if icmp_type == A::ECHO_REQUEST {
-            self.tuple.src_port_be = id;
+            self.tuple_mut().src_port_be = id;
         } else if icmp_type == A::ECHO_REPLY {
-            self.tuple.dst_port_be = id;
+            self.tuple_mut().dst_port_be = id;
         } else if A::is_icmp_error(icmp_type) {
             self.kind = Kind::ICMP_ERROR;
         } else if A::is_neighbour_discovery(icmp_type) {
@@ -207,13 +208,14 @@ impl<A: Ip> Headers<A> {
 
     #[inline(always)]
     fn set_ports(&mut self, transport: &[u8]) {
-        self.tuple.src_port_be = u16::from_ne_bytes([transport[0], transport[1]]);
-        self.tuple.dst_port_be = u16::from_ne_bytes([transport[2], transport[3]]);
+        let tuple = self.tuple_mut();
+        tuple.src_port_be = u16::from_ne_bytes([transport[0], transport[1]]);
+        tuple.dst_port_be = u16::from_ne_bytes([transport[2], transport[3]]);
     }
 
     #[inline(always)]
     pub(crate) fn is_tcp(&self) -> bool {
-        self.tuple.protocol == protocol::TCP
+        self.tuple().protocol == protocol::TCP
     }
 
     /// Whether this packet opens a TCP connection.

@@ -1,15 +1,17 @@
 //! The path of a packet: connection, service, way. One function for each hook.
 
-use ebpf_abi::{Addr4, Addr6, ConnKey, DropReason};
+use ebpf_abi::{Addr4, Addr6, DropReason};
 
 use crate::{
-    Entry, Ip, Node, Packet, decapsulate,
+    Entry, Ip, Node, Packet, PeerEvent, decapsulate,
     forward::{Forward, Way},
-    fragment, icmp_answer, icmp_error, open,
+    fragment, icmp_answer, icmp_error,
+    ip::ETH_LEN,
+    open,
     parse::{Headers, Kind, protocol},
     refuse, track,
     verdict::{Next, Step, Verdict},
-    write::ECN_CONGESTION,
+    write::{ECN_CONGESTION, Target},
 };
 
 /// Where a packet comes from.
@@ -57,6 +59,21 @@ pub fn from_network<P: Packet, N: Node<Addr4> + Node<Addr6>>(packet: &mut P, nod
     from::<P, N, NETWORK>(packet, node)
 }
 
+/// A packet that the kernel's VXLAN device took out of the overlay.
+#[inline(always)]
+pub fn from_vxlan<P: Packet, N: Node<Addr4> + Node<Addr6>>(packet: &mut P, node: &N) -> Verdict {
+    let ethertype = packet.ethertype();
+    if ethertype == Addr4::ETHERTYPE {
+        let step = leave_device::<Addr4, P, N>(packet, node);
+        finish::<Addr4, P, N>(packet, node, step, Origin::Overlay)
+    } else if ethertype == Addr6::ETHERTYPE {
+        let step = leave_device::<Addr6, P, N>(packet, node);
+        finish::<Addr6, P, N>(packet, node, step, Origin::Overlay)
+    } else {
+        Verdict::Drop(DropReason::OverlayBadHeader)
+    }
+}
+
 #[inline(always)]
 fn from<P: Packet, N: Node<Addr4> + Node<Addr6>, const ORIGIN: u8>(
     packet: &mut P,
@@ -65,14 +82,15 @@ fn from<P: Packet, N: Node<Addr4> + Node<Addr6>, const ORIGIN: u8>(
     let mut origin = Origin::of(ORIGIN);
     let ethertype = packet.ethertype();
     let (mut step, mut ipv6) = if ethertype == Addr4::ETHERTYPE {
-        (through::<Addr4, P, N, ORIGIN>(packet, node), false)
+        (enter::<Addr4, P, N, ORIGIN>(packet, node), false)
     } else if ethertype == Addr6::ETHERTYPE {
-        (through::<Addr6, P, N, ORIGIN>(packet, node), true)
+        (enter::<Addr6, P, N, ORIGIN>(packet, node), true)
     } else {
         return Verdict::Pass;
     };
-    if ORIGIN == NETWORK {
-        let outer_ecn = step.payload();
+    let arrived = step;
+    if ORIGIN == NETWORK && !step.is_verdict() {
+        let outer_ecn = step.outer_ecn();
         match step.next() {
             Next::Inner4 => {
                 (origin, ipv6) = (Origin::Overlay, false);
@@ -85,11 +103,34 @@ fn from<P: Packet, N: Node<Addr4> + Node<Addr6>, const ORIGIN: u8>(
             _ => {}
         }
     }
-    if ipv6 {
+    let verdict = if ipv6 {
         finish::<Addr6, P, N>(packet, node, step, origin)
     } else {
         finish::<Addr4, P, N>(packet, node, step, origin)
+    };
+    if ORIGIN == NETWORK && matches!(origin, Origin::Overlay) && matches!(verdict, Verdict::Drop(_))
+    {
+        let bytes = packet.length() - ETH_LEN as u32;
+        Node::<Addr4>::count_peer(node, arrived.sender(), PeerEvent::Dropped, bytes);
     }
+    verdict
+}
+
+/// What comes from the network may be the overlay's.
+#[inline(always)]
+fn enter<A, P, N, const ORIGIN: u8>(packet: &mut P, node: &N) -> Step
+where
+    A: Ip,
+    P: Packet,
+    N: Node<A> + Node<Addr4> + Node<Addr6>,
+{
+    if ORIGIN == NETWORK {
+        let step = decapsulate::decapsulate::<A, P, N>(packet, node);
+        if step != decapsulate::NOT_OVERLAY {
+            return step;
+        }
+    }
+    through::<A, P, N, ORIGIN>(packet, node)
 }
 
 /// A packet on its way; a connection's first packet goes it twice, the second time as a tracked one.
@@ -104,7 +145,7 @@ where
     loop {
         let step = arrive::<A, P, N, ORIGIN>(packet, node);
         let code = match step.next() {
-            _ if opened => return step,
+            _ if opened || step.is_verdict() => return step,
             Next::OpenService => open::service::<A, P, N>(packet, node, ORIGIN),
             Next::OpenMasquerade => open::masquerade::<A, P, N>(packet, node),
             Next::OpenDirect => open::direct::<A, P, N>(packet, node),
@@ -125,16 +166,23 @@ fn finish<A: Ip, P: Packet, N: Node<A>>(
     mut step: Step,
     origin: Origin,
 ) -> Verdict {
+    if step.is_verdict() {
+        return step.verdict();
+    }
     if step.next() == Next::IcmpError {
         step = icmp_error::translate::<A, P, N>(packet, node, origin);
+    }
+    if step.next() == Next::TimeExceeded {
+        step = icmp_answer::time_exceeded::<A, P, N>(packet, node, origin);
     }
     if step.next() == Next::Refuse {
         step = refuse::answer::<A, P, N>(packet, node, origin);
     }
     if step.next() == Next::TooBig {
         step = match origin {
-            Origin::Pod => icmp_answer::too_big::<A, P, N>(packet, node, step.payload()),
-            _ => Step::drop(DropReason::TooBig),
+            // The host's own stack knows the MTU of `fairlead0`.
+            Origin::Host => Step::drop(DropReason::TooBig),
+            _ => icmp_answer::too_big::<A, P, N>(packet, node, step.payload(), origin),
         };
     }
     step.verdict()
@@ -151,12 +199,6 @@ where
     let mut headers = Headers::<A>::new();
     if let Err(reason) = headers.parse(packet) {
         return Step::drop(reason);
-    }
-    if ORIGIN == NETWORK
-        && let Some(config) = Node::<A>::config(node)
-        && decapsulate::is_overlay(config, &headers)
-    {
-        return decapsulate::decapsulate(packet, node, config, &headers);
     }
     route_in::<A, P, N>(packet, node, &mut headers, Origin::of(ORIGIN))
 }
@@ -179,6 +221,20 @@ fn leave_overlay<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, outer_e
     route_in(packet, node, &mut headers, Origin::Overlay)
 }
 
+/// A packet out of the kernel's device. It does not tell which node sent it, so all that can be asked is that some node
+/// has the source.
+#[inline(never)]
+fn leave_device<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N) -> Step {
+    let mut headers = Headers::<A>::new();
+    if let Err(reason) = headers.parse(packet) {
+        return Step::drop(reason);
+    }
+    if node.route(&headers.tuple().src).is_none() {
+        return Step::drop(DropReason::OverlayUnknownPeer);
+    }
+    route_in(packet, node, &mut headers, Origin::Overlay)
+}
+
 #[inline(always)]
 fn route_in<A: Ip, P: Packet, N: Node<A>>(
     packet: &mut P,
@@ -194,8 +250,8 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
             Step::PASS
         };
     };
-    if headers.tuple.dst.stays_on_link()
-        || headers.tuple.src.stays_on_link()
+    if headers.tuple().dst.stays_on_link()
+        || headers.tuple().src.stays_on_link()
         || matches!(headers.kind, Kind::NEIGHBOUR_DISCOVERY)
     {
         return if overlay {
@@ -207,25 +263,31 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
     if matches!(headers.kind, Kind::ICMP_ERROR) {
         return Step::ICMP_ERROR;
     }
+    let fragment_id_be = headers.fragment_id_be;
     let known = !matches!(headers.kind, Kind::LATER_FRAGMENT)
-        || fragment::recall(node, &mut headers.tuple, headers.fragment_id_be);
-    let mut target = headers.tuple;
-    let translated = known
-        && !matches!(headers.kind, Kind::ICMP_OTHER)
-        && follow_connection(node, headers, &mut target);
-    let way = Way::find(node, &target.dst);
-    if translated {
+        || fragment::recall(node, headers.tuple_mut(), fragment_id_be);
+    let entry = if known && !matches!(headers.kind, Kind::ICMP_OTHER) {
+        follow_connection(node, headers)
+    } else {
+        None
+    };
+    let target = entry.as_ref().map(|entry| Target(entry.answers()));
+    let way = match target {
+        Some(target) => Way::find(node, target.dst()),
+        None => Way::find(node, &headers.tuple().dst),
+    };
+    if target.is_some() {
         if matches!(headers.kind, Kind::FIRST_FRAGMENT) {
-            fragment::remember(node, &headers.tuple, headers.fragment_id_be);
+            fragment::remember(node, headers.tuple(), fragment_id_be);
         }
     } else if !overlay && known {
         if way.is_pod() {
             if may_follow_a_service(headers, origin)
-                && track::answers_are_anothers(node, &headers.tuple)
+                && track::answers_are_anothers(node, headers.tuple_mut())
             {
                 return Step::OPEN_DIRECT;
             }
-        } else if open::frontend(node, &headers.tuple, origin).is_some() {
+        } else if open::frontend(node, headers.tuple(), origin).is_some() {
             return Step::OPEN_SERVICE;
         } else if way.is_service() && refuse::concerns(headers, &way, origin) {
             return Step::REFUSE;
@@ -233,31 +295,28 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
     }
     Forward {
         config,
-        translated,
+        target,
         origin,
     }
-    .send(packet, node, headers, &target, way)
+    .send(packet, node, headers, way)
 }
 
-/// The tuple that a tracked connection's packet gets; `false` if there is none, or it had to be forgotten.
+/// The connection of a packet, on which it leaves its mark; `None` if there is none, or it had to be forgotten.
 #[inline(always)]
-fn follow_connection<A: Ip, N: Node<A>>(
-    node: &N,
+fn follow_connection<'n, A: Ip, N: Node<A>>(
+    node: &'n N,
     headers: &Headers<A>,
-    target: &mut ConnKey<A>,
-) -> bool {
-    let Some(entry) = node.conn(&headers.tuple) else {
-        return false;
-    };
+) -> Option<N::Entry<'n>> {
+    let entry = node.conn(headers.tuple())?;
     let state = entry.state();
-    *target = entry.target(&headers.tuple);
-    if track::is_stale(node, headers, &state, target) {
-        track::forget(node, &headers.tuple, target);
-        *target = headers.tuple;
-        return false;
+    let is_reply = entry.is_reply();
+    if track::is_stale(node, headers, &state, is_reply) {
+        entry.forget();
+        return None;
     }
-    entry.record(&state, node.now_ns(), track::flags_of(headers));
-    true
+    let flags = track::flags_of(headers, state.flags, is_reply);
+    entry.record(&state, node.now_ns(), flags);
+    Some(entry)
 }
 
 /// Whether a packet to a pod without connection may belong to a client that reached the same pod through a service
@@ -266,5 +325,5 @@ fn follow_connection<A: Ip, N: Node<A>>(
 #[inline(always)]
 fn may_follow_a_service<A: Ip>(headers: &Headers<A>, origin: Origin) -> bool {
     headers.is_tcp_open()
-        || (headers.tuple.protocol == protocol::UDP && !matches!(origin, Origin::Network))
+        || (headers.tuple().protocol == protocol::UDP && !matches!(origin, Origin::Network))
 }

@@ -3,13 +3,15 @@
 //!
 //! A client that hears nothing tries for minutes; one that is refused knows at once.
 
+use core::mem::swap;
+
 use ebpf_abi::{DropReason, endpoint_flag};
 
 use crate::{
     ChecksumField, Ip, Node, OutOfBounds, Packet, checksum,
     forward::Way,
     icmp_answer,
-    ip::{ETH_LEN, FrameBytes, IP_AT, LEAD},
+    ip::{ETH_LEN, Header},
     parse::{self, Headers, Kind, protocol, tcp},
     path::Origin,
     verdict::Step,
@@ -24,19 +26,17 @@ const NOTHING: u32 = 0;
 const RESET: u32 = 1;
 const REPLY: u32 = 2;
 const UNREACHABLE: u32 = 3;
-const UNREACHABLE_LONG: u32 = 4;
 
 /// Whether a packet to a service's address that is for none of its frontends is to be refused, or a ping to be answered.
 #[inline(always)]
 pub(crate) fn concerns<A: Ip>(headers: &Headers<A>, way: &Way, origin: Origin) -> bool {
     // From outside nobody should ask for a ClusterIP: the host's stack says what becomes of it.
-    let refused =
-        way.flags() & endpoint_flag::CLUSTER_IP != 0 && !matches!(origin, Origin::Network);
+    let refused = way.flags & endpoint_flag::CLUSTER_IP != 0 && !matches!(origin, Origin::Network);
     // An echo request has its identifier in the source port.
-    let ping = headers.tuple.protocol == A::ICMP
+    let ping = headers.tuple().protocol == A::ICMP
         && matches!(headers.kind, Kind::WHOLE)
-        && headers.tuple.dst_port_be == 0;
-    refused || (ping && way.flags() & endpoint_flag::VIP != 0)
+        && headers.tuple().dst_port_be == 0;
+    refused || (ping && way.flags & endpoint_flag::VIP != 0)
 }
 
 /// Turns the packet into the answer.
@@ -51,8 +51,7 @@ pub(crate) fn answer<A: Ip, P: Packet, N: Node<A>>(
     let step = match what::<A, P>(packet) {
         RESET => reset::<A, P>(packet),
         REPLY => reply::<A, P>(packet),
-        UNREACHABLE => icmp_answer::unreachable::<A, P, N>(packet, node, false),
-        UNREACHABLE_LONG => icmp_answer::unreachable::<A, P, N>(packet, node, true),
+        UNREACHABLE => icmp_answer::unreachable::<A, P, N>(packet, node),
         _ => Step::drop(DropReason::NoBackend),
     };
     // What the host sent it must receive, and not send once more.
@@ -70,7 +69,7 @@ fn what<A: Ip, P: Packet>(packet: &P) -> u32 {
         return NOTHING;
     }
     let whole = matches!(headers.kind, Kind::WHOLE);
-    let known = headers.tuple.protocol;
+    let known = headers.tuple().protocol;
     if known == protocol::TCP {
         // A reset is not answered by a reset.
         return if whole && headers.tcp_flags & tcp::RST == 0 {
@@ -88,11 +87,7 @@ fn what<A: Ip, P: Packet>(packet: &P) -> u32 {
             NOTHING
         };
     }
-    if known != protocol::UDP && headers.end >= headers.l4_at + TCP_LEN as u32 {
-        UNREACHABLE_LONG
-    } else {
-        UNREACHABLE
-    }
+    UNREACHABLE
 }
 
 /// A segment as its reset needs it.
@@ -116,9 +111,10 @@ fn reset<A: Ip, P: Packet>(packet: &mut P) -> Step {
     if !read(packet, &mut segment) {
         return Step::drop(DropReason::Malformed);
     }
-    match write(packet, &segment) {
-        Ok(()) => Step::REFLECT,
-        Err(OutOfBounds) => Step::drop(DropReason::RewriteFailed),
+    if write(packet, &segment) {
+        Step::REFLECT
+    } else {
+        Step::drop(DropReason::RewriteFailed)
     }
 }
 
@@ -130,31 +126,32 @@ fn read<A: Ip, P: Packet>(packet: &P, segment: &mut Segment<A>) -> bool {
     {
         return false;
     }
-    segment.src = headers.tuple.src;
-    segment.dst = headers.tuple.dst;
+    segment.src = headers.tuple().src;
+    segment.dst = headers.tuple().dst;
     let flags = headers.tcp_flags;
     let payload = headers.end - ETH_LEN as u32 - headers.header_len;
     segment.len = payload + (flags & tcp::SYN != 0) as u32 + (flags & tcp::FIN != 0) as u32;
     true
 }
 
+#[inline(never)]
+fn write<A: Ip, P: Packet>(packet: &mut P, segment: &Segment<A>) -> bool {
+    turn_into_reset(packet, segment).is_ok()
+}
+
 #[inline(always)]
-fn write<A: Ip, P: Packet>(packet: &mut P, segment: &Segment<A>) -> Result<(), OutOfBounds> {
-    let mut frame = A::Frame::ZERO;
-    let frame = &mut frame.bytes_mut()[..IP_AT + A::HEADER_LEN];
-    packet.load_frame(frame)?;
-    turn_macs(frame);
+fn turn_into_reset<A: Ip, P: Packet>(
+    packet: &mut P,
+    segment: &Segment<A>,
+) -> Result<(), OutOfBounds> {
+    turn_macs(packet)?;
+    let mut header = A::Header::ZERO;
+    let ip = header.ip_mut();
     let len = TCP_LEN as u16;
-    A::write_header(
-        &mut frame[IP_AT..],
-        len,
-        protocol::TCP,
-        &segment.dst,
-        &segment.src,
-    );
+    A::write_header(ip, len, protocol::TCP, &segment.dst, &segment.src);
     let tcp = reset_header(segment);
     packet.resize((ETH_LEN + A::HEADER_LEN + TCP_LEN) as u32)?;
-    packet.store_frame(frame)?;
+    packet.store_words(ETH_LEN as u32, ip, &[])?;
     packet.store((ETH_LEN + A::HEADER_LEN) as u32, &tcp)
 }
 
@@ -202,26 +199,12 @@ fn turn_echo<A: Ip, P: Packet>(
     packet: &mut P,
     headers: &mut Headers<A>,
 ) -> Result<(), OutOfBounds> {
-    let frame = headers.frame.bytes_mut();
-    turn_macs(&mut frame[..LEAD + 12]);
-    let ttl = frame[IP_AT + A::TTL_AT];
-    frame[IP_AT + A::TTL_AT] = TTL;
-    match A::CHECKSUM_AT {
-        Some(at) => {
-            let at = IP_AT + at;
-            let [old, new] = [ttl, TTL].map(|ttl| u16::from_ne_bytes([ttl, 0]));
-            let check = u16::from_ne_bytes([frame[at], frame[at + 1]]);
-            let check = checksum::apply(check, checksum::difference16(old, new)).to_ne_bytes();
-            frame[at] = check[0];
-            frame[at + 1] = check[1];
-        }
-        None => packet.store_unbalanced((IP_AT - LEAD + A::TTL_AT) as u32, &[TTL])?,
-    }
+    turn_macs(packet)?;
+    headers.set_ttl(packet, TTL);
     // Exchanged addresses change no sum.
-    let (src, dst) = (headers.tuple.src, headers.tuple.dst);
-    dst.write(frame, IP_AT + A::SRC_AT);
-    src.write(frame, IP_AT + A::DST_AT);
-    packet.store_frame(&frame[..IP_AT + A::HEADER_LEN])?;
+    let tuple = headers.tuple_mut();
+    swap(&mut tuple.src, &mut tuple.dst);
+    packet.store_words(ETH_LEN as u32, headers.header.ip(), &[])?;
     packet.store(headers.l4_at, &[A::ECHO_REPLY, 0])?;
     let [old, new] = [A::ECHO_REQUEST, A::ECHO_REPLY].map(|kind| u16::from_ne_bytes([kind, 0]));
     let field = ChecksumField {
@@ -232,9 +215,11 @@ fn turn_echo<A: Ip, P: Packet>(
     packet.add_to_checksum(headers.l4_at + 2, checksum::difference16(old, new), field)
 }
 
+/// Turns the packet round on its link.
 #[inline(always)]
-fn turn_macs(frame: &mut [u8]) {
-    for i in LEAD..LEAD + 6 {
-        frame.swap(i, i + 6);
-    }
+pub(crate) fn turn_macs<P: Packet>(packet: &mut P) -> Result<(), OutOfBounds> {
+    let mut macs = [0u8; 12];
+    packet.load(0, &mut macs)?;
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = macs;
+    packet.store(0, &[g, h, i, j, k, l, a, b, c, d, e, f])
 }

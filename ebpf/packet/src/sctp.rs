@@ -3,7 +3,7 @@
 //! A CRC is linear: what changed ports do to it depends on which bits changed and on how many bytes follow, and not on
 //! what these are. So it is updated without reading the packet.
 
-use crate::{OutOfBounds, Packet};
+use crate::{OutOfBounds, Packet, checksum};
 
 /// Ports, verification tag, checksum.
 pub(crate) const HEADER_LEN: u32 = 12;
@@ -27,13 +27,27 @@ fn write<P: Packet>(packet: &mut P, at: u32, len: u32, ports: u32) -> Result<(),
     packet.load(at, &mut header)?;
     let old = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]);
     let check = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
-    packet.store_unbalanced(at, &ports.to_ne_bytes())?;
+    replace(packet, at, old.to_ne_bytes(), ports.to_ne_bytes())?;
     if check == 0 {
         return Ok(());
     }
     let changed = u32::from_le_bytes((old ^ ports).to_ne_bytes());
-    let check = check ^ packet.crc_after(changed, len.wrapping_sub(4));
-    packet.store_unbalanced(at + CHECKSUM_AT, &check.to_le_bytes())
+    let new = check ^ packet.crc_after(changed, len.wrapping_sub(4));
+    let at = at + CHECKSUM_AT;
+    replace(packet, at, check.to_le_bytes(), new.to_le_bytes())
+}
+
+/// Writes a word whose change no checksum balances.
+#[inline(always)]
+fn replace<P: Packet>(
+    packet: &mut P,
+    at: u32,
+    old: [u8; 4],
+    new: [u8; 4],
+) -> Result<(), OutOfBounds> {
+    packet.store(at, &new)?;
+    packet.sum_changed(checksum::difference(&old, &new));
+    Ok(())
 }
 
 /// The CRC, begun with zero, of these four bytes (the first is the lowest) and `zeros` bytes of zero.

@@ -1,6 +1,8 @@
-//! Connections: a pair of entries, one for each direction, each keyed by the tuple that a packet has when it arrives.
+//! Connections: what their packets leave on them, when they end, and how a new one is tracked.
 
-use ebpf_abi::{Config, Conn, ConnKey, DropReason, conn_flag};
+use core::mem::swap;
+
+use ebpf_abi::{Config, ConnKey, DropReason, conn_flag};
 
 use crate::{
     Entry, Inserted, Ip, Node,
@@ -13,27 +15,33 @@ const PORT_TRIES: u32 = 16;
 /// First port that source NAT takes at its own address: below are those that servers use.
 const FIRST_OWN_PORT: u16 = 1024;
 
-/// The flags that a packet leaves on its direction's entry.
+/// The flags that a packet leaves on a connection that has `flags`.
 #[inline(always)]
-pub(crate) fn flags_of<A: Ip>(headers: &Headers<A>) -> u32 {
+pub(crate) fn flags_of<A: Ip>(headers: &Headers<A>, flags: u32, is_reply: bool) -> u32 {
+    let answered = if is_reply { conn_flag::ANSWERED } else { 0 };
     if !headers.is_tcp() {
-        return conn_flag::OPEN;
+        return if is_reply { answered } else { conn_flag::OPEN };
     }
     let seen = headers.tcp_flags;
-    let mut flags = 0;
-    if seen & tcp::SYN != 0 {
-        flags |= conn_flag::OPEN;
-    }
+    let mut new = answered;
     if seen & tcp::FIN != 0 {
-        flags |= conn_flag::TCP_FIN;
+        new |= if is_reply {
+            conn_flag::BACKEND_FIN
+        } else {
+            conn_flag::CLIENT_FIN
+        };
     }
     if seen & tcp::RST != 0 {
-        flags |= conn_flag::TCP_RST;
+        new |= conn_flag::TCP_RST;
+    } else if seen & tcp::SYN != 0 {
+        new |= if is_reply { 0 } else { conn_flag::OPEN };
+    } else if !is_reply && flags & conn_flag::ANSWERED != 0 {
+        new |= conn_flag::CONFIRMED;
     }
-    flags
+    new
 }
 
-/// Whether the entry must not be used for this packet any more, but the backend be selected anew.
+/// Whether the connection must not be used for this packet any more, but the backend be selected anew.
 ///
 /// UDP leaves a backend whose epoch has moved on at once. TCP stays with it (it drains), unless the packet opens a
 /// connection; an opening one also leaves a connection that is finished.
@@ -42,72 +50,53 @@ pub(crate) fn is_stale<A: Ip, N: Node<A>>(
     node: &N,
     headers: &Headers<A>,
     state: &ConnState,
-    target: &ConnKey<A>,
+    is_reply: bool,
 ) -> bool {
     if headers.is_tcp() {
         return headers.is_tcp_open()
-            && (epoch_moved_on(node, state) || is_finished(node, target, state.flags));
+            && (state.has_ended() || epoch_moved_on(node, state, is_reply));
     }
-    epoch_moved_on(node, state)
+    epoch_moved_on(node, state, is_reply)
 }
 
 #[inline(always)]
-fn epoch_moved_on<A: Ip, N: Node<A>>(node: &N, state: &ConnState) -> bool {
-    state.flags & (conn_flag::SERVICE | conn_flag::REPLY) == conn_flag::SERVICE
+fn epoch_moved_on<A: Ip, N: Node<A>>(node: &N, state: &ConnState, is_reply: bool) -> bool {
+    !is_reply
+        && state.flags & conn_flag::SERVICE != 0
         && node
             .backend(state.backend_id)
             .is_none_or(|backend| backend.epoch != state.backend_epoch)
-}
-
-/// Whether either direction of a TCP connection has seen its end: the one with these flags, whose packets get
-/// `target`, or the other.
-#[inline(never)]
-fn is_finished<A: Ip, N: Node<A>>(node: &N, target: &ConnKey<A>, flags: u32) -> bool {
-    has_ended(flags) || other_has_ended(node, &target.reversed())
-}
-
-#[inline(always)]
-fn has_ended(flags: u32) -> bool {
-    flags & (conn_flag::TCP_FIN | conn_flag::TCP_RST) != 0
-}
-
-#[inline(always)]
-fn other_has_ended<A: Ip, N: Node<A>>(node: &N, other: &ConnKey<A>) -> bool {
-    node.conn(other)
-        .is_some_and(|entry| has_ended(entry.state().flags))
-}
-
-/// Removes both entries of the connection whose packets with `key` get `target`.
-#[inline(never)]
-pub(crate) fn forget<A: Ip, N: Node<A>>(node: &N, key: &ConnKey<A>, target: &ConnKey<A>) {
-    node.conn_remove(&target.reversed());
-    node.conn_remove(key);
 }
 
 /// Whether the answers to a packet that is not translated would be taken for those of a living connection through a
 /// service: client:port -> ClusterIP was balanced to the backend to which client:port now talks directly.
 ///
 /// A connection that is finished, or was never answered, gives way.
-#[inline(never)]
-pub(crate) fn answers_are_anothers<A: Ip, N: Node<A>>(node: &N, tuple: &ConnKey<A>) -> bool {
-    let reverse = tuple.reversed();
-    let Some(entry) = node.conn(&reverse) else {
+#[inline(always)]
+pub(crate) fn answers_are_anothers<A: Ip, N: Node<A>>(node: &N, tuple: &mut ConnKey<A>) -> bool {
+    // In place: a copy would lie on the stack of every packet.
+    turn_round(tuple);
+    let entry = node.conn(tuple);
+    turn_round(tuple);
+    let Some(entry) = entry else {
         return false;
     };
-    let flags = entry.state().flags;
-    if flags & conn_flag::REPLY == 0 {
+    if !entry.is_reply() {
         return false;
     }
-    // No calls from here: with the frames of the callers the stack is nearly full.
-    let forward = entry.target(&reverse).reversed();
-    let lives = flags & conn_flag::OPEN != 0
-        && (tuple.protocol != protocol::TCP
-            || !(has_ended(flags) || other_has_ended(node, &forward)));
+    let state = entry.state();
+    let lives = state.flags & conn_flag::ANSWERED != 0 && !state.has_ended();
     if !lives {
-        node.conn_remove(&forward);
-        node.conn_remove(&reverse);
+        entry.forget();
     }
     lives
+}
+
+/// [`ConnKey::reversed`] in place. A function of its own: in line, all the words would be kept until it is turned back.
+#[inline(never)]
+fn turn_round<A>(tuple: &mut ConnKey<A>) {
+    swap(&mut tuple.src, &mut tuple.dst);
+    swap(&mut tuple.src_port_be, &mut tuple.dst_port_be);
 }
 
 /// A connection about to be tracked.
@@ -175,69 +164,34 @@ impl<A: Ip> New<A> {
         self.flags |= conn_flag::SOURCE_NAT;
     }
 
-    /// Inserts the pair for packets that arrive with `key`, with another source port if the wanted one is in use.
+    /// Tracks the connection whose packets arrive with `key`, under another source port if the wanted one is in use.
     /// Returns 0 or the number of a drop reason.
-    ///
-    /// The answers' entry comes first: a packet that finds the other one can rely on its answer being translated.
-    /// Nothing stays behind when it fails.
     #[inline(never)]
     pub(crate) fn insert<N: Node<A>>(&mut self, node: &N, key: &ConnKey<A>, seen: u32) -> u32 {
-        let mut conn = Conn {
-            last_seen_ns: node.now_ns(),
-            src: key.dst,
-            dst: key.src,
-            src_port_be: key.dst_port_be,
-            dst_port_be: key.src_port_be,
-            backend_id: self.backend_id,
-            backend_epoch: self.backend_epoch,
-            flags: self.flags | conn_flag::REPLY,
-        };
-        let code = self.claim(node, &mut conn);
-        if code != 0 {
-            return code;
-        }
-        conn.src = self.target.src;
-        conn.dst = self.target.dst;
-        conn.src_port_be = self.target.src_port_be;
-        conn.dst_port_be = self.target.dst_port_be;
-        conn.flags = self.flags | seen;
-        match node.conn_insert(key, &conn) {
-            Inserted::Done => 0,
-            // Another processor tracked the same connection in between: its pair stays, ours is withdrawn.
-            Inserted::Taken => {
-                if node
-                    .conn(key)
-                    .is_none_or(|there| there.target(key) != self.target)
-                {
-                    node.conn_remove(&self.target.reversed());
-                }
-                0
-            }
-            Inserted::Full => {
-                node.conn_remove(&self.target.reversed());
-                DropReason::ConnTableFull as u32
-            }
-        }
-    }
-
-    /// Inserts the answers' entry under the wanted source port, or under another one.
-    #[inline(always)]
-    fn claim<N: Node<A>>(&mut self, node: &N, answer: &mut Conn<A>) -> u32 {
         if !self.wanted_port_allowed() && !self.take_some_port(node, 0) {
             return DropReason::NoNatPort as u32;
         }
         for attempt in 1..=PORT_TRIES {
-            answer.flags |= self.flags;
-            let key = self.target.reversed();
-            match node.conn_insert(&key, answer) {
-                Inserted::Done => return 0,
+            let state = ConnState {
+                last_seen_ns: node.now_ns(),
+                backend_id: self.backend_id,
+                backend_epoch: self.backend_epoch,
+                flags: self.flags | seen,
+                protocol: key.protocol as u32,
+            };
+            // In place, as above: this is the deepest that calls go.
+            let answers = &mut self.target;
+            turn_round(answers);
+            let inserted = node.conn_insert(key, answers, &state);
+            let again = inserted == Inserted::ReplyTaken && makes_room(node, answers, key);
+            turn_round(answers);
+            match inserted {
+                // Or another processor tracked the same connection in between: that one stays.
+                Inserted::Done | Inserted::Tracked => return 0,
                 Inserted::Full => return DropReason::ConnTableFull as u32,
-                Inserted::Taken => {}
+                Inserted::ReplyTaken => {}
             }
-            if is_ours_or_finished(node, &key, answer) {
-                return 0;
-            }
-            if !self.take_some_port(node, attempt) {
+            if !again && !self.take_some_port(node, attempt) {
                 break;
             }
         }
@@ -274,24 +228,19 @@ impl<A: Ip> New<A> {
     }
 }
 
-/// Whether the taken entry belongs to this very connection (another processor is tracking it too), or to one that is
-/// finished and makes room.
-#[inline(always)]
-fn is_ours_or_finished<A: Ip, N: Node<A>>(node: &N, key: &ConnKey<A>, answer: &Conn<A>) -> bool {
-    let Some(entry) = node.conn(key) else {
-        return node.conn_insert(key, answer) == Inserted::Done;
+/// Whether it is worth to try the same port again: the connection that has the answers' tuple is this very one, which
+/// another processor is tracking, or one that is finished and goes.
+#[inline(never)]
+fn makes_room<A: Ip, N: Node<A>>(node: &N, answers: &ConnKey<A>, key: &ConnKey<A>) -> bool {
+    let Some(entry) = node.conn(answers) else {
+        return true;
     };
-    let there = entry.target(key);
-    if there.src == answer.src
-        && there.dst == answer.dst
-        && there.src_port_be == answer.src_port_be
-        && there.dst_port_be == answer.dst_port_be
-    {
+    if entry.answers().is(key) {
         return true;
     }
-    if key.protocol == protocol::TCP && is_finished(node, &there, entry.state().flags) {
-        forget(node, key, &there);
-        return node.conn_insert(key, answer) == Inserted::Done;
+    let finished = key.protocol == protocol::TCP && entry.state().has_ended();
+    if finished {
+        entry.forget();
     }
-    false
+    finished
 }

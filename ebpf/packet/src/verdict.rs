@@ -15,8 +15,12 @@ pub enum Verdict {
     ToHost,
     /// Out of the uplink; the neighbour is the packet's destination, or the underlay address of this peer if not 0.
     ToNetwork { next_hop_peer: u32 },
+    /// Out of this device: the kernel's, which encapsulates it, or the link of a pod before which packets wait.
+    ToDevice { ifindex: u32 },
     /// Back out of the interface on which it arrived (an ICMP answer to its sender).
     Reflect,
+    /// Out of this interface as it is: its Ethernet header is written. Only [`crate::from_device`] says so.
+    Transmit { ifindex: u32 },
 }
 
 /// What a stage of the path says: a verdict, or which stage comes next.
@@ -42,30 +46,53 @@ pub(crate) enum Next {
     IcmpError,
     /// Too long for the way: tell the sender the MTU in the payload, in bytes.
     TooBig,
+    /// The packet may make no hop more: tell the sender.
+    TimeExceeded,
     /// The packet asks a service's address for what is not there: tell the sender, or answer its ping.
     Refuse,
-    /// The overlay's headers are off, IPv4 was inside; the payload is the outer header's ECN field.
+    /// The overlay's headers are off, IPv4 was inside: see [`Step::outer_ecn`] and [`Step::sender`].
     Inner4,
     /// The same with IPv6 inside.
     Inner6,
+    /// The packet is the overlay's.
+    Overlay,
 }
 
+/// Of the payload of a packet that came out of the overlay; the peer's id takes the rest, which is far smaller.
+const ECN_BITS: u32 = 2;
+
+// Verdicts, then what is none.
+const PASS: u64 = 0;
 const DROP: u64 = 1;
 const POD: u64 = 2;
+const HOST: u64 = 3;
 const NETWORK: u64 = 4;
-const TOO_BIG: u64 = 7;
-const INNER4: u64 = 8;
-const INNER6: u64 = 9;
+const DEVICE: u64 = 5;
+const REFLECT: u64 = 6;
+const TRANSMIT: u64 = 7;
+const FIRST_NEXT: u64 = 8;
+const ICMP_ERROR: u64 = 8;
+const TOO_BIG: u64 = 9;
+const INNER4: u64 = 10;
+const INNER6: u64 = 11;
+const OPEN_SERVICE: u64 = 12;
+const OPEN_MASQUERADE: u64 = 13;
+const OPEN_DIRECT: u64 = 14;
+const REFUSE: u64 = 15;
+const TIME_EXCEEDED: u64 = 16;
+const OVERLAY: u64 = 17;
 
 impl Step {
-    pub(crate) const PASS: Self = Self::of(0, 0);
-    pub(crate) const TO_HOST: Self = Self::of(3, 0);
-    pub(crate) const REFLECT: Self = Self::of(5, 0);
-    pub(crate) const ICMP_ERROR: Self = Self::of(6, 0);
-    pub(crate) const OPEN_SERVICE: Self = Self::of(10, 0);
-    pub(crate) const OPEN_MASQUERADE: Self = Self::of(11, 0);
-    pub(crate) const OPEN_DIRECT: Self = Self::of(12, 0);
-    pub(crate) const REFUSE: Self = Self::of(13, 0);
+    pub(crate) const PASS: Self = Self::of(PASS, 0);
+    pub(crate) const TO_HOST: Self = Self::of(HOST, 0);
+    pub(crate) const REFLECT: Self = Self::of(REFLECT, 0);
+    pub(crate) const ICMP_ERROR: Self = Self::of(ICMP_ERROR, 0);
+    pub(crate) const OPEN_SERVICE: Self = Self::of(OPEN_SERVICE, 0);
+    pub(crate) const OPEN_MASQUERADE: Self = Self::of(OPEN_MASQUERADE, 0);
+    pub(crate) const OPEN_DIRECT: Self = Self::of(OPEN_DIRECT, 0);
+    pub(crate) const REFUSE: Self = Self::of(REFUSE, 0);
+    pub(crate) const TIME_EXCEEDED: Self = Self::of(TIME_EXCEEDED, 0);
+    pub(crate) const OVERLAY: Self = Self::of(OVERLAY, 0);
 
     #[inline(always)]
     const fn of(tag: u64, payload: u32) -> Self {
@@ -94,18 +121,40 @@ impl Step {
     }
 
     #[inline(always)]
+    pub(crate) const fn to_device(ifindex: u32) -> Self {
+        Self::of(DEVICE, ifindex)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn transmit(ifindex: u32) -> Self {
+        Self::of(TRANSMIT, ifindex)
+    }
+
+    #[inline(always)]
     pub(crate) const fn too_big(mtu: u32) -> Self {
         Self::of(TOO_BIG, mtu)
     }
 
     #[inline(always)]
-    pub(crate) const fn inner4(ecn: u8) -> Self {
-        Self::of(INNER4, ecn as u32)
+    pub(crate) const fn inner4(ecn: u8, peer_id: u32) -> Self {
+        Self::of(INNER4, peer_id << ECN_BITS | ecn as u32)
     }
 
     #[inline(always)]
-    pub(crate) const fn inner6(ecn: u8) -> Self {
-        Self::of(INNER6, ecn as u32)
+    pub(crate) const fn inner6(ecn: u8, peer_id: u32) -> Self {
+        Self::of(INNER6, peer_id << ECN_BITS | ecn as u32)
+    }
+
+    /// Of what came out of the overlay: the ECN field of the outer header.
+    #[inline(always)]
+    pub(crate) const fn outer_ecn(self) -> u32 {
+        self.payload() & ((1 << ECN_BITS) - 1)
+    }
+
+    /// Of what came out of the overlay: the peer that sent it.
+    #[inline(always)]
+    pub(crate) const fn sender(self) -> u32 {
+        self.payload() >> ECN_BITS
     }
 
     #[inline(always)]
@@ -114,21 +163,39 @@ impl Step {
     }
 
     #[inline(always)]
+    pub(crate) const fn is_drop(self) -> bool {
+        self.0 >> 32 == DROP
+    }
+
+    #[inline(always)]
+    pub(crate) const fn is_to_device(self) -> bool {
+        self.0 >> 32 == DEVICE
+    }
+
+    #[inline(always)]
     pub(crate) const fn is_to_network(self) -> bool {
         self.0 >> 32 == NETWORK
+    }
+
+    /// Whether it is a verdict: most are, so that this is asked before anything else.
+    #[inline(always)]
+    pub(crate) const fn is_verdict(self) -> bool {
+        self.0 < FIRST_NEXT << 32
     }
 
     #[inline(always)]
     pub(crate) const fn next(self) -> Next {
         match self.0 >> 32 {
-            6 => Next::IcmpError,
+            ICMP_ERROR => Next::IcmpError,
             TOO_BIG => Next::TooBig,
             INNER4 => Next::Inner4,
             INNER6 => Next::Inner6,
-            10 => Next::OpenService,
-            11 => Next::OpenMasquerade,
-            12 => Next::OpenDirect,
-            13 => Next::Refuse,
+            OPEN_SERVICE => Next::OpenService,
+            OPEN_MASQUERADE => Next::OpenMasquerade,
+            OPEN_DIRECT => Next::OpenDirect,
+            REFUSE => Next::Refuse,
+            TIME_EXCEEDED => Next::TimeExceeded,
+            OVERLAY => Next::Overlay,
             _ => Next::Done,
         }
     }
@@ -139,14 +206,16 @@ impl Step {
     pub(crate) fn verdict(self) -> Verdict {
         let payload = self.payload();
         match self.0 >> 32 {
-            0 => Verdict::Pass,
+            PASS => Verdict::Pass,
             DROP => Verdict::Drop(reason(payload)),
             POD => Verdict::DeliverToPod { ifindex: payload },
-            3 => Verdict::ToHost,
+            HOST => Verdict::ToHost,
             NETWORK => Verdict::ToNetwork {
                 next_hop_peer: payload,
             },
-            5 => Verdict::Reflect,
+            REFLECT => Verdict::Reflect,
+            DEVICE => Verdict::ToDevice { ifindex: payload },
+            TRANSMIT => Verdict::Transmit { ifindex: payload },
             _ => Verdict::Drop(DropReason::NoConnection),
         }
     }
@@ -185,6 +254,7 @@ mod tests {
         for &r in DropReason::ALL {
             assert_eq!(Step::drop(r).verdict(), Verdict::Drop(r));
             assert_eq!(Step::drop(r).next(), Next::Done);
+            assert!(Step::drop(r).is_verdict());
         }
     }
 
@@ -201,15 +271,29 @@ mod tests {
             Step::to_network(7).verdict(),
             Verdict::ToNetwork { next_hop_peer: 7 }
         );
+        assert_eq!(
+            Step::to_device(9).verdict(),
+            Verdict::ToDevice { ifindex: 9 }
+        );
+        assert_eq!(
+            Step::transmit(7).verdict(),
+            Verdict::Transmit { ifindex: 7 }
+        );
         assert_eq!(Step::ICMP_ERROR.next(), Next::IcmpError);
         assert_eq!(
             (Step::too_big(1450).next(), Step::too_big(1450).payload()),
             (Next::TooBig, 1450)
         );
+        let inner = Step::inner4(3, 8191);
         assert_eq!(
-            (Step::inner4(3).next(), Step::inner4(3).payload()),
-            (Next::Inner4, 3)
+            (inner.next(), inner.outer_ecn(), inner.sender()),
+            (Next::Inner4, 3, 8191)
         );
-        assert_eq!(Step::inner6(0).next(), Next::Inner6);
+        let inner = Step::inner6(0, 1);
+        assert_eq!(
+            (inner.next(), inner.outer_ecn(), inner.sender()),
+            (Next::Inner6, 0, 1)
+        );
+        assert!(!Step::ICMP_ERROR.is_verdict() && Step::REFLECT.is_verdict());
     }
 }

@@ -8,15 +8,20 @@
 )]
 
 mod atomic;
+mod conns;
 mod crc;
 mod drops;
 mod maps;
 mod node;
 mod skb;
+mod window;
+mod xdp;
 
+mod from_device;
 mod from_host;
 mod from_network;
 mod from_pod;
+mod from_vxlan;
 mod socket;
 
 /// The helpers are for GPL-compatible programs only; the sources are Apache-2.0 and may be used under the GPL here.

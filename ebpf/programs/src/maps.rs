@@ -3,21 +3,24 @@
 use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_LPM_TRIE},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_LPM_TRIE},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
     helpers::bpf_map_lookup_elem,
     macros::btf_map,
 };
 use ebpf_abi::{
-    Addr4, Addr6, Affinity, AffinityKey, Backend, Config, Conn, ConnKey, Counter, Endpoint,
-    FragmentKey, FragmentPorts, Frontend, FrontendKey, Peer, RangeKey, Route, RouteKey, Service,
-    ServiceName, SocketOrigin, maps,
+    Addr4, Addr6, Affinity, AffinityKey, Backend, Config, Conn, ConnBucket, ConnTable, Counter,
+    Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey, Peer, PeerCount, PeerName,
+    RangeKey, Route, RouteKey, Service, ServiceName, SocketOrigin, maps,
 };
 
 /// Entries are allocated when they are inserted: tables that are mostly empty.
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+/// The agent maps them into its memory, to change them by the same atomic operations. It also makes the kernel align
+/// their first element to a page, so that an element lies in a cache line of its own.
+const SHARED: usize = BPF_F_MMAPABLE as usize;
 
-#[btf_map(name = "config_v2")]
+#[btf_map(name = "config_v3")]
 pub static CONFIG: Array<Config, { maps::CONFIG_SIZE }> = Array::new();
 #[btf_map(name = "frontend4_v2")]
 pub static FRONTEND4: HashMap<FrontendKey<Addr4>, Frontend, { maps::FRONTEND4_SIZE }, ON_DEMAND> =
@@ -55,22 +58,45 @@ pub static ENDPOINT6: HashMap<Addr6, Endpoint, { maps::ENDPOINT6_SIZE }, ON_DEMA
 pub static ROUTE4: LpmTrie<RouteKey<Addr4>, Route, { maps::ROUTE4_SIZE }> = LpmTrie::new();
 #[btf_map(name = "route6_v1")]
 pub static ROUTE6: LpmTrie<RouteKey<Addr6>, Route, { maps::ROUTE6_SIZE }> = LpmTrie::new();
-#[btf_map(name = "peer_v1")]
+#[btf_map(name = "peer_v2")]
 pub static PEER: Array<Peer, { maps::PEER_SIZE }> = Array::new();
-#[btf_map(name = "conn4_v1")]
-pub static CONN4: HashMap<ConnKey<Addr4>, Conn<Addr4>, { maps::CONN4_SIZE }> = HashMap::new();
-#[btf_map(name = "conn6_v1")]
-pub static CONN6: HashMap<ConnKey<Addr6>, Conn<Addr6>, { maps::CONN6_SIZE }> = HashMap::new();
+/// For people: no program reads it.
+#[btf_map(name = "peer_name_v1")]
+pub static PEER_NAME: HashMap<u32, PeerName, { maps::PEER_NAME_SIZE }, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "peer_count_v1")]
+pub static PEER_COUNT: PerCpuArray<PeerCount, { maps::PEER_COUNT_SIZE }> = PerCpuArray::new();
+#[btf_map(name = "icmp_limit_v1")]
+pub static ICMP_LIMIT: Array<u64, { maps::ICMP_LIMIT_SIZE }> = Array::new();
+#[btf_map(name = "conn_table_v1")]
+pub static CONN_TABLE: Array<ConnTable, { maps::CONN_TABLE_SIZE }, SHARED> = Array::new();
+#[btf_map(name = "conn4_v2")]
+pub static CONN4: Array<Conn<Addr4>, { maps::CONN4_SIZE }, SHARED> = Array::new();
+#[btf_map(name = "conn6_v2")]
+pub static CONN6: Array<Conn<Addr6>, { maps::CONN6_SIZE }, SHARED> = Array::new();
+#[btf_map(name = "conn_index4_v1")]
+pub static CONN_INDEX4: Array<ConnBucket, { maps::CONN_INDEX4_SIZE }, SHARED> = Array::new();
+#[btf_map(name = "conn_index6_v1")]
+pub static CONN_INDEX6: Array<ConnBucket, { maps::CONN_INDEX6_SIZE }, SHARED> = Array::new();
+#[btf_map(name = "conn_fill4_v1")]
+pub static CONN_FILL4: Array<u64, { maps::CONN_FILL4_SIZE }, SHARED> = Array::new();
+#[btf_map(name = "conn_fill6_v1")]
+pub static CONN_FILL6: Array<u64, { maps::CONN_FILL6_SIZE }, SHARED> = Array::new();
+#[btf_map(name = "conn_used4_v1")]
+pub static CONN_USED4: Array<u64, { maps::CONN_USED4_SIZE }, SHARED> = Array::new();
+#[btf_map(name = "conn_used6_v1")]
+pub static CONN_USED6: Array<u64, { maps::CONN_USED6_SIZE }, SHARED> = Array::new();
 #[btf_map(name = "fragment4_v1")]
 pub static FRAGMENT4: LruHashMap<FragmentKey<Addr4>, FragmentPorts, { maps::FRAGMENT4_SIZE }> =
     LruHashMap::new();
 #[btf_map(name = "fragment6_v1")]
 pub static FRAGMENT6: LruHashMap<FragmentKey<Addr6>, FragmentPorts, { maps::FRAGMENT6_SIZE }> =
     LruHashMap::new();
-#[btf_map(name = "socket4_v1")]
-pub static SOCKET4: HashMap<u64, SocketOrigin<Addr4>, { maps::SOCKET4_SIZE }> = HashMap::new();
-#[btf_map(name = "socket6_v1")]
-pub static SOCKET6: HashMap<u64, SocketOrigin<Addr6>, { maps::SOCKET6_SIZE }> = HashMap::new();
+#[btf_map(name = "socket4_v2")]
+pub static SOCKET4: HashMap<u64, SocketOrigin<Addr4>, { maps::SOCKET4_SIZE }, ON_DEMAND> =
+    HashMap::new();
+#[btf_map(name = "socket6_v2")]
+pub static SOCKET6: HashMap<u64, SocketOrigin<Addr6>, { maps::SOCKET6_SIZE }, ON_DEMAND> =
+    HashMap::new();
 #[btf_map(name = "drop_v1")]
 pub static DROP: PerCpuArray<Counter, { maps::DROP_SIZE }> = PerCpuArray::new();
 

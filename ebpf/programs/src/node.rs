@@ -1,73 +1,30 @@
 //! The node as the packet code sees it: the maps, the clock, random numbers.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
+    bindings::BPF_ANY,
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
 };
 use ebpf_abi::{
-    Addr4, Addr6, Affinity, AffinityKey, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey,
+    Addr4, Addr6, Affinity, AffinityKey, Backend, Config, ConnKey, Endpoint, FragmentKey,
     FragmentPorts, Frontend, FrontendKey, Peer, RangeKey, RouteKey, Service,
 };
-use ebpf_packet::{ConnState, Entry, Inserted, Ip, Node};
+use ebpf_packet::{ConnState, Inserted, Node, PeerEvent};
 
-use crate::{atomic, maps};
+use crate::{
+    atomic,
+    conns::{self, Records},
+    maps,
+};
 
-/// `EEXIST`, as an update with `BPF_NOEXIST` answers it.
-const EEXIST: i32 = -17;
-/// An entry's time is written at most this often.
-const TIME_RESOLUTION_NS: u64 = 1_000_000_000;
+const ICMP_BUCKETS: u32 = ebpf_abi::maps::ICMP_LIMIT_SIZE as u32;
 
 /// The node on which the program runs.
 pub struct Kernel;
 
-/// A value of a connection map.
-pub struct KernelEntry<A>(*mut Conn<A>);
-
-impl<A: Ip> Entry<A> for KernelEntry<A> {
-    #[inline(always)]
-    fn target(&self, key: &ConnKey<A>) -> ConnKey<A> {
-        // SAFETY: the pointer comes from a lookup and stays readable while the program runs; a torn read of an entry
-        // that another processor replaces at this moment is one packet of a connection that just ended.
-        let conn = unsafe { &*self.0 };
-        ConnKey {
-            src: conn.src,
-            dst: conn.dst,
-            src_port_be: conn.src_port_be,
-            dst_port_be: conn.dst_port_be,
-            protocol: key.protocol,
-            pad: [0; 3],
-        }
-    }
-
-    #[inline(always)]
-    fn state(&self) -> ConnState {
-        // SAFETY: as in `target`.
-        let conn = unsafe { &*self.0 };
-        ConnState {
-            last_seen_ns: conn.last_seen_ns,
-            backend_id: conn.backend_id,
-            backend_epoch: conn.backend_epoch,
-            flags: conn.flags,
-        }
-    }
-
-    #[inline(always)]
-    fn record(&self, state: &ConnState, now_ns: u64, flags: u32) {
-        if now_ns.wrapping_sub(state.last_seen_ns) >= TIME_RESOLUTION_NS {
-            // SAFETY: as in `target`; the word is aligned, so that it is written at once.
-            unsafe { (&raw mut (*self.0).last_seen_ns).write_volatile(now_ns) };
-        }
-        if flags & !state.flags != 0 {
-            // SAFETY: as in `target`; every processor changes the flags by atomic operations only.
-            unsafe { atomic::or(&raw mut (*self.0).flags, flags) };
-        }
-    }
-}
-
 macro_rules! node {
-    ($addr:ty, $bits:literal, $frontend:ident, $range:ident, $backend:ident, $endpoint:ident, $route:ident, $conn:ident, $fragment:ident) => {
+    ($addr:ty, $bits:literal, $frontend:ident, $range:ident, $backend:ident, $endpoint:ident, $route:ident, $fragment:ident) => {
         impl Node<$addr> for Kernel {
-            type Entry = KernelEntry<$addr>;
+            type Entry<'a> = conns::Found<$addr>;
 
             #[inline(always)]
             fn config(&self) -> Option<&Config> {
@@ -134,9 +91,9 @@ macro_rules! node {
             }
 
             #[inline(always)]
-            fn endpoint(&self, addr: &$addr) -> Option<Endpoint> {
-                // SAFETY: copied at once, before any other operation on the map.
-                unsafe { maps::$endpoint.get(addr) }.copied()
+            fn endpoint<'n>(&'n self, addr: &$addr) -> Option<&'n Endpoint> {
+                // SAFETY: an element's memory stays the map's while the program runs; the caller reads it at once.
+                unsafe { maps::$endpoint.get(addr) }
             }
 
             #[inline(always)]
@@ -155,23 +112,51 @@ macro_rules! node {
             }
 
             #[inline(always)]
-            fn conn(&self, key: &ConnKey<$addr>) -> Option<Self::Entry> {
-                maps::$conn.get_ptr_mut(key).map(KernelEntry)
+            fn count_peer(&self, peer_id: u32, what: PeerEvent, bytes: u32) {
+                let Some(count) = maps::PEER_COUNT.get_ptr_mut(peer_id) else {
+                    return;
+                };
+                // SAFETY: this processor's own counters; a program is not moved to another one while it runs.
+                let counter = unsafe {
+                    match what {
+                        PeerEvent::Sent => &mut (*count).sent,
+                        PeerEvent::Received => &mut (*count).received,
+                        PeerEvent::Dropped => &mut (*count).dropped,
+                    }
+                };
+                counter.packets += 1;
+                counter.bytes += bytes as u64;
             }
 
             #[inline(always)]
-            fn conn_insert(&self, key: &ConnKey<$addr>, conn: &Conn<$addr>) -> Inserted {
-                match maps::$conn.insert(key, conn, BPF_NOEXIST as u64) {
-                    Ok(()) => Inserted::Done,
-                    Err(EEXIST) => Inserted::Taken,
-                    Err(_) => Inserted::Full,
+            fn icmp_full_at(&self, bucket: u32) -> u64 {
+                let bucket = bucket % ICMP_BUCKETS;
+                maps::ICMP_LIMIT.get(bucket).copied().unwrap_or_default()
+            }
+
+            #[inline(always)]
+            fn set_icmp_full_at(&self, bucket: u32, at_ns: u64) {
+                let bucket = bucket % ICMP_BUCKETS;
+                if let Some(full_at) = maps::ICMP_LIMIT.get_ptr_mut(bucket) {
+                    // SAFETY: an array's value lives as long as the map; the word is aligned, so that it is written at
+                    // once.
+                    unsafe { full_at.write_volatile(at_ns) };
                 }
             }
 
             #[inline(always)]
-            fn conn_remove(&self, key: &ConnKey<$addr>) {
-                // Gone already is as good.
-                let _ = maps::$conn.remove(key);
+            fn conn(&self, key: &ConnKey<$addr>) -> Option<Self::Entry<'_>> {
+                conns::find(key)
+            }
+
+            #[inline(always)]
+            fn conn_insert(
+                &self,
+                key: &ConnKey<$addr>,
+                reply: &ConnKey<$addr>,
+                state: &ConnState,
+            ) -> Inserted {
+                <$addr>::insert(key, reply, state)
             }
 
             #[inline(always)]
@@ -190,8 +175,8 @@ macro_rules! node {
 }
 
 node!(
-    Addr4, 32, FRONTEND4, RANGE4, BACKEND4, ENDPOINT4, ROUTE4, CONN4, FRAGMENT4
+    Addr4, 32, FRONTEND4, RANGE4, BACKEND4, ENDPOINT4, ROUTE4, FRAGMENT4
 );
 node!(
-    Addr6, 128, FRONTEND6, RANGE6, BACKEND6, ENDPOINT6, ROUTE6, CONN6, FRAGMENT6
+    Addr6, 128, FRONTEND6, RANGE6, BACKEND6, ENDPOINT6, ROUTE6, FRAGMENT6
 );

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Parser, Subcommand};
 
-use crate::{cleanup, filter::Condition, output::Format, trace::Flow};
+use crate::{cleanup, filter::Condition, output::Format, overlay, trace::Flow};
 
 /// What Fairlead's dataplane on this node holds and does.
 #[derive(Debug, Parser)]
@@ -45,6 +45,9 @@ pub enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// The other nodes: who and where they are, what goes there, and whether it arrives.
+    #[command(subcommand)]
+    Overlay(OverlayCommand),
     /// What the dataplane would do with a packet, and why; nothing is sent or changed.
     Trace(Flow),
     /// Removes every trace of the dataplane from this node, and says what went.
@@ -57,6 +60,18 @@ pub enum Command {
     },
     /// The maps: what each is and how full.
     Maps,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum OverlayCommand {
+    /// The other nodes, and what went to them, came from them and was dropped.
+    Peers,
+    /// Which subnet lies on which node, and the next hop there.
+    Routes,
+    /// The largest packets that each way carries.
+    Mtu,
+    /// Sends through the overlay to a node and says at which hop it dies.
+    Probe(overlay::ProbeOptions),
 }
 
 #[derive(Debug, Subcommand)]

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
-use node_agent_host::{HOST_DEVICE, Network, SysctlRecord};
+use node_agent_host::{HOST_DEVICE, Network, SysctlRecord, VXLAN_DEVICE};
 use node_agent_maps::{Pin, PinKind, PinLock, links, pins, remove_pins};
 use serde::Serialize;
 
@@ -59,7 +59,7 @@ pub struct Cleanup {
 
 #[derive(Debug, Serialize)]
 pub struct Item {
-    /// `link`, `program`, `map`, `interface`, `route`, `sysctl`, `file`.
+    /// `link`, `program`, `map`, `interface`, `route`, `rule`, `sysctl`, `file`.
     pub kind: &'static str,
     pub name: String,
     pub note: String,
@@ -176,6 +176,23 @@ impl Cleanup {
             }
             self.remove("interface", HOST_DEVICE, "with its other side");
         }
+        let rules = match self.dry_run {
+            true => network.service_rules().await,
+            false => network.remove_service_rules().await,
+        };
+        for rule in rules.context("removing the rules of routes to Services")? {
+            self.remove("rule", rule, "");
+        }
+        let overlay = match self.dry_run {
+            true => nix::net::if_::if_nametoindex(VXLAN_DEVICE).is_ok(),
+            false => {
+                let removed = network.remove_vxlan_device().await;
+                removed.with_context(|| format!("removing {VXLAN_DEVICE}"))?
+            }
+        };
+        if overlay {
+            self.remove("interface", VXLAN_DEVICE, "with its forwarding entries");
+        }
         for link in network
             .pod_links()
             .await
@@ -228,6 +245,7 @@ impl Cleanup {
     fn files(&mut self, state_dir: &Path) -> Result<()> {
         self.file(&node_agent_host::sysctl_record(state_dir))?;
         self.file(&node_agent_host::lease_dir(state_dir))?;
+        self.file(&node_agent_host::host_port_dir(state_dir))?;
         if self.dry_run || !state_dir.exists() {
             return Ok(());
         }

@@ -1,8 +1,8 @@
-//! `fairlead conntrack list`: the pairs of entries as the connections that they are.
+//! `fairlead conntrack list`: the connections that are translated.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ebpf_abi::{Addr4, Addr6, Conn, ConnKey, conn_flag};
 use node_agent_maps::{ConnState, FamilyMaps, Maps, conn_state, monotonic_now_ns};
 use node_agent_model::MapFamily;
@@ -49,8 +49,8 @@ pub struct Connection {
 pub fn list(maps: &Maps, filter: &[Condition]) -> Result<List> {
     let view = View::read(maps)?;
     let now_ns = monotonic_now_ns();
-    let mut connections = of_family(&maps.v4, &view, now_ns)?;
-    connections.extend(of_family::<Addr6>(&maps.v6, &view, now_ns)?);
+    let mut connections = of_family(&maps.v4, &view, now_ns);
+    connections.extend(of_family::<Addr6>(&maps.v6, &view, now_ns));
     connections.retain(|connection| connection.facts.meet(filter));
     Ok(List { connections })
 }
@@ -59,32 +59,17 @@ trait Family: node_agent_maps::MapFamily + MapFamily {}
 impl Family for Addr4 {}
 impl Family for Addr6 {}
 
-fn of_family<A: Family>(maps: &FamilyMaps<A>, view: &View, now_ns: u64) -> Result<Vec<Connection>> {
-    let entries = maps.conn.entries().context("reading the connections")?;
-    let entries: BTreeMap<ConnKey<A>, Conn<A>> = entries.into_iter().collect();
-    let of = |(key, entry): (&ConnKey<A>, &Conn<A>)| {
-        let partner = entries.get(&target(key, entry).reversed());
-        // The answers' entry is told with the other one, unless that one is gone.
-        let told_by_partner = entry.flags & conn_flag::REPLY != 0 && partner.is_some();
-        (!told_by_partner).then(|| connection(key, entry, partner, view, now_ns))
-    };
-    Ok(entries.iter().filter_map(of).collect())
+fn of_family<A: Family>(maps: &FamilyMaps<A>, view: &View, now_ns: u64) -> Vec<Connection> {
+    let mut conns = maps.conns.entries();
+    conns.sort_by_key(|conn| conn.original);
+    conns
+        .iter()
+        .map(|conn| connection(conn, view, now_ns))
+        .collect()
 }
 
-fn connection<A: Family>(
-    key: &ConnKey<A>,
-    entry: &Conn<A>,
-    partner: Option<&Conn<A>>,
-    view: &View,
-    now_ns: u64,
-) -> Connection {
-    let target = target(key, entry);
-    // Of a lone answers' entry the connection itself is the other way round.
-    let (key, target) = if entry.flags & conn_flag::REPLY == 0 {
-        (*key, target)
-    } else {
-        (target.reversed(), key.reversed())
-    };
+fn connection<A: Family>(conn: &Conn<A>, view: &View, now_ns: u64) -> Connection {
+    let (key, target) = (conn.original, conn.reply.reversed());
     let ends = |key: &ConnKey<A>| -> [(IpAddr, u16); 2] {
         [
             (key.src.to_ip(), u16::from_be(key.src_port_be)),
@@ -94,11 +79,8 @@ fn connection<A: Family>(
     let [_, (ip, port)] = ends(&key);
     let service = view
         .behind(ip, port, key.protocol)
-        .filter(|_| entry.flags & conn_flag::SERVICE != 0)
+        .filter(|_| conn.flags & conn_flag::SERVICE != 0)
         .map(crate::view::Service::label);
-    let last_seen_ns = partner.map_or(0, |partner| partner.last_seen_ns);
-    let idle = now_ns.saturating_sub(entry.last_seen_ns.max(last_seen_ns));
-    let partner_flags = partner.map_or(entry.flags, |partner| partner.flags);
     let protocol = key.protocol;
     Connection {
         protocol: words::protocol(protocol),
@@ -112,24 +94,10 @@ fn connection<A: Family>(
             services: service.iter().cloned().collect(),
         },
         service: service.unwrap_or_default(),
-        backend_id: entry.backend_id,
-        state: match partner {
-            None => "half",
-            Some(_) => state(conn_state(protocol, entry.flags, partner_flags)),
-        },
-        source_nat: entry.flags & conn_flag::SOURCE_NAT != 0,
-        idle_seconds: Duration::from_nanos(idle).as_secs_f64(),
-    }
-}
-
-/// The tuple that a packet with this key gets.
-pub fn target<A: MapFamily>(key: &ConnKey<A>, entry: &Conn<A>) -> ConnKey<A> {
-    ConnKey {
-        src: entry.src,
-        dst: entry.dst,
-        src_port_be: entry.src_port_be,
-        dst_port_be: entry.dst_port_be,
-        ..*key
+        backend_id: conn.backend_id,
+        state: state(conn_state(protocol, conn.flags)),
+        source_nat: conn.flags & conn_flag::SOURCE_NAT != 0,
+        idle_seconds: Duration::from_nanos(now_ns.saturating_sub(conn.last_seen_ns)).as_secs_f64(),
     }
 }
 

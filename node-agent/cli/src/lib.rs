@@ -1,6 +1,6 @@
 //! The commands of `fairlead`. Each reads the pinned maps into a report, and a report is written as a table, as JSON or
-//! as YAML. Nothing needs an agent; nothing but `cleanup` changes anything (`bench-map`
-//! makes maps of its own).
+//! as YAML. Nothing needs an agent; nothing but `cleanup` changes anything (`bench-map` makes maps of its own, and
+//! `overlay probe` sends packets).
 #![forbid(unsafe_code)]
 
 mod args;
@@ -12,6 +12,7 @@ mod drops;
 mod filter;
 mod map;
 mod output;
+mod overlay;
 mod service;
 mod status;
 mod trace;
@@ -20,11 +21,11 @@ mod words;
 
 use std::{ffi::OsString, io::Write};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use node_agent_maps::Maps;
 
-use crate::args::{Args, Command, ListCommand, ServiceCommand};
+use crate::args::{Args, Command, ListCommand, OverlayCommand, ServiceCommand};
 
 /// Runs one command; `args` begin with the program's name.
 ///
@@ -55,6 +56,23 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write) -> Res
             output::write(&conntrack::list(&maps()?, filter)?, format, out)
         }
         Command::Drops { all } => output::write(&drops::read(&maps()?, *all)?, format, out),
+        Command::Overlay(OverlayCommand::Peers) => {
+            output::write(&overlay::peers(&maps()?)?, format, out)
+        }
+        Command::Overlay(OverlayCommand::Routes) => {
+            output::write(&overlay::routes(&maps()?)?, format, out)
+        }
+        Command::Overlay(OverlayCommand::Mtu) => {
+            output::write(&overlay::mtu(&maps()?)?, format, out)
+        }
+        Command::Overlay(OverlayCommand::Probe(options)) => {
+            let probe = overlay::probe(&maps()?, options)?;
+            output::write(&probe, format, out)?;
+            if !probe.reached {
+                bail!("{} is not reached through the overlay", probe.node);
+            }
+            Ok(())
+        }
         Command::Trace(flow) => {
             output::write(&trace::run(&maps()?, &args.pin_dir, flow)?, format, out)
         }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use ebpf_abi::{Addr4, Addr6, Config, backend_state, config_flag, endpoint_flag, peer_mode};
-use node_agent_maps::{LinkTarget, Maps, links, owner_of};
+use node_agent_maps::{DeviceMode, LinkTarget, Maps, links, owner_of};
 use node_agent_model::{MapFamily, Snapshot};
 use serde::Serialize;
 
@@ -47,6 +47,8 @@ pub struct Node {
     pub uplink: String,
     pub host_device: String,
     pub overlay: Option<String>,
+    /// How the uplink's device sends NodePorts on itself: native, generic or off.
+    pub xdp: &'static str,
     pub masquerade_ports: Option<String>,
 }
 
@@ -117,7 +119,7 @@ pub fn read(maps: &Maps, pin_dir: &Path, agent: SocketAddr) -> Result<Status> {
             .values()
             .filter(|peer| peer.mode != peer_mode::NONE)
             .count(),
-        connections: entries([ebpf_abi::maps::CONN4, ebpf_abi::maps::CONN6]) / 2,
+        connections: entries([ebpf_abi::maps::CONN4, ebpf_abi::maps::CONN6]),
         dropped_packets: drops.iter().map(|(_, counter)| counter.packets).sum(),
     };
     let mut warnings = Vec::new();
@@ -143,14 +145,14 @@ pub fn read(maps: &Maps, pin_dir: &Path, agent: SocketAddr) -> Result<Status> {
             readiness: owner.as_ref().map(|_| readiness(agent)),
             process: owner.map(|owner| owner.to_string()),
         },
-        node: node(&config),
+        node: node(&config, &programs),
         programs,
         counts,
         warnings,
     })
 }
 
-fn node(config: &Config) -> Node {
+fn node(config: &Config, programs: &[Attached]) -> Node {
     let addresses = |v4: Addr4, v6: Addr6| -> Vec<IpAddr> {
         let v4 = (v4 != Addr4::default()).then(|| v4.to_ip());
         let v6 = (v6 != Addr6::default()).then(|| v6.to_ip());
@@ -169,8 +171,20 @@ fn node(config: &Config) -> Node {
                 _ => format!("bare UDP, port {port}"),
             }
         }),
+        xdp: xdp(programs),
         masquerade_ports: (config.flags & config_flag::MASQUERADE != 0)
             .then(|| format!("{}-{}", config.nat_port_first, config.nat_port_last)),
+    }
+}
+
+fn xdp(programs: &[Attached]) -> &'static str {
+    let attached = |mode: DeviceMode| programs.iter().any(|program| program.link == mode.link());
+    if attached(DeviceMode::Native) {
+        "native"
+    } else if attached(DeviceMode::Generic) {
+        "generic"
+    } else {
+        "off"
     }
 }
 
@@ -245,6 +259,7 @@ impl Report for Status {
             ("uplink", self.node.uplink.clone()),
             ("host device", self.node.host_device.clone()),
             ("overlay", none(&self.node.overlay)),
+            ("XDP", self.node.xdp.to_owned()),
             ("masquerade ports", none(&self.node.masquerade_ports)),
         ]);
         let counts = &self.counts;

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use ebpf_abi::{Addr4, Addr6, Family, ServiceName, frontend_flag, name_policy};
 use node_agent_maps::Maps;
-use node_agent_model::{MapFamily, MapSink, Snapshot};
+use node_agent_model::{MapFamily, MapSink, PackedName, Snapshot};
 use serde::Serialize;
 
 use crate::words;
@@ -67,9 +67,10 @@ impl View {
         add_frontends::<Addr6>(&held, &mut services);
         // Services whose frontends all belong to another one are there too.
         for (&id, name) in &held.service_names {
+            let name = name.full();
             services
                 .entry(id)
-                .or_insert_with(|| Service::named(id, Some(name), name.protocol));
+                .or_insert_with(|| Service::named(id, Some(&name), name.protocol));
         }
         for (id, service) in &mut services {
             service.turns = maps
@@ -134,7 +135,8 @@ impl Service {
     }
 
     fn family(&self, held: &Snapshot) -> Family {
-        let named = held.service_names.get(&self.id).map(|name| name.family);
+        let named = held.service_names.get(&self.id);
+        let named = named.map(|name| name.full().family);
         let of_frontend = self.frontends.first().map(|first| first.address.is_ipv6());
         if of_frontend.unwrap_or(named == Some(Family::V6 as u8)) {
             Family::V6
@@ -148,9 +150,10 @@ fn add_frontends<A: MapFamily>(held: &Snapshot, services: &mut BTreeMap<u32, Ser
     for (key, frontend) in &A::half(held).frontends {
         // Clients outside and inside may take different services.
         for id in BTreeSet::from([frontend.service_id, frontend.inside_id]) {
+            let name = held.service_names.get(&id).map(PackedName::full);
             services
                 .entry(id)
-                .or_insert_with(|| Service::named(id, held.service_names.get(&id), key.protocol))
+                .or_insert_with(|| Service::named(id, name.as_ref(), key.protocol))
                 .frontends
                 .push(Frontend {
                     address: SocketAddr::new(key.addr.to_ip(), u16::from_be(key.port_be)),

@@ -11,7 +11,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, RwLock, Semaphore};
 use tracing::{info, warn};
 
 use crate::protocol::WiredIp;
-use crate::{Attachment, CniError, Code, Done, Reply, Request, Wanted, Wired};
+use crate::{Attachment, CniError, Code, Done, PortMapping, Reply, Request, Wanted, Wired};
 
 /// How many attachments are worked on at once: each takes a thread in the pod's namespace.
 const AT_ONCE: usize = 32;
@@ -103,11 +103,14 @@ impl Attachments {
             spec.mtu = mtu;
         }
         spec.sysctls = wanted.sysctls;
+        spec.bandwidth = wanted.bandwidth.bandwidth()?;
+        let ports = wanted.port_mappings.iter().map(PortMapping::host_port);
+        let ports = ports.collect::<Result<_, _>>()?;
         let mtu = spec.mtu;
         let _shared = self.collecting.read().await;
         let _one = self.lock(&owner).await;
         let _turn = self.turn().await;
-        match self.wiring.wire(spec, netns).await {
+        match self.wiring.wire(spec, ports, netns).await {
             Ok(network) => {
                 info!(pod = network.name, namespace = network.namespace, owner, ips = ?network.ips, "attached");
                 Ok(Done::Wired(self.wired(&network, mtu)))

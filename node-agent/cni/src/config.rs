@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
-use serde::Deserialize;
+use node_agent_host::{Bandwidth, HostPort, Rate};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::environment::is_identifier;
@@ -25,11 +26,70 @@ pub struct NetConf {
     /// In bytes; the agent's own if absent.
     pub mtu: Option<u32>,
     pub sysctls: BTreeMap<String, String>,
+    /// Ports of the node that are to lead to the pod.
+    pub port_mappings: Vec<PortMapping>,
+    pub bandwidth: BandwidthLimits,
     /// Passed on into the result.
     pub dns: Option<Value>,
     pub prev_result: Option<PrevResult>,
     /// `None` where the runtime gives no list, which is not the same as an empty one.
     pub valid_attachments: Option<Vec<ValidAttachment>>,
+}
+
+/// A port of the node and where it leads (`runtimeConfig.portMappings`).
+/// <https://www.cni.dev/docs/conventions/>
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortMapping {
+    pub host_port: u16,
+    pub container_port: u16,
+    /// `tcp`, `udp` or `sctp`.
+    #[serde(default = "tcp")]
+    pub protocol: String,
+    /// Empty: every address of the node.
+    #[serde(default, rename = "hostIP")]
+    pub host_ip: String,
+}
+
+fn tcp() -> String {
+    "tcp".to_owned()
+}
+
+impl PortMapping {
+    /// # Errors
+    ///
+    /// [`Code::InvalidConfiguration`] names the field.
+    pub(crate) fn host_port(&self) -> Result<HostPort, CniError> {
+        let bad = |field: &str, value: &dyn std::fmt::Display, wanted: &str| {
+            invalid(format!(
+                "portMappings: {field} is {value}: it must be {wanted}"
+            ))
+        };
+        for (field, port) in [
+            ("hostPort", self.host_port),
+            ("containerPort", self.container_port),
+        ] {
+            if port == 0 {
+                return Err(bad(field, &port, "from 1 to 65535"));
+            }
+        }
+        let protocol = self.protocol.parse();
+        let protocol =
+            protocol.map_err(|()| bad("protocol", &self.protocol, "tcp, udp or sctp"))?;
+        let ip = match self.host_ip.as_str() {
+            "" => None,
+            text => Some(
+                text.parse()
+                    .map_err(|_| bad("hostIP", &text, "an address"))?,
+            ),
+        };
+        Ok(HostPort {
+            protocol,
+            port: self.host_port,
+            container_port: self.container_port,
+            ip: ip.filter(|ip: &std::net::IpAddr| !ip.is_unspecified()),
+        })
+    }
 }
 
 /// What CHECK needs of an earlier result.
@@ -63,9 +123,55 @@ struct Fields {
     ipam: Option<BTreeMap<String, Value>>,
     #[serde(rename = "prevResult")]
     prev_result: Option<PrevResult>,
+    #[serde(default, rename = "runtimeConfig")]
+    runtime_config: RuntimeConfig,
     // libcni 1.2 wrote the list under another name for a while.
     #[serde(rename = "cni.dev/valid-attachments", alias = "cni.dev/attachments")]
     valid_attachments: Option<Vec<ValidAttachment>>,
+}
+
+/// What the runtime says of one container, where the configuration says that the plugin can do it (`capabilities`).
+#[derive(Debug, Default, Deserialize)]
+struct RuntimeConfig {
+    #[serde(default, rename = "portMappings")]
+    port_mappings: Vec<PortMapping>,
+    #[serde(default)]
+    bandwidth: BandwidthLimits,
+}
+
+/// Bits a second and bits (`runtimeConfig.bandwidth`). <https://www.cni.dev/plugins/current/meta/bandwidth/>
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct BandwidthLimits {
+    pub ingress_rate: u64,
+    pub ingress_burst: u64,
+    pub egress_rate: u64,
+    pub egress_burst: u64,
+}
+
+impl BandwidthLimits {
+    /// # Errors
+    ///
+    /// [`Code::InvalidConfiguration`] names the field.
+    pub(crate) fn bandwidth(self) -> Result<Bandwidth, CniError> {
+        Ok(Bandwidth {
+            ingress: rate("ingress", self.ingress_rate, self.ingress_burst)?,
+            egress: rate("egress", self.egress_rate, self.egress_burst)?,
+        })
+    }
+}
+
+/// Zero stands for what is not said, as in the reference plugin.
+fn rate(direction: &str, rate: u64, burst: u64) -> Result<Option<Rate>, CniError> {
+    if rate == 0 && burst != 0 {
+        return Err(invalid(format!(
+            "bandwidth: {direction}Burst is {burst} without {direction}Rate: give the rate too, or neither"
+        )));
+    }
+    Ok((rate != 0).then_some(Rate {
+        bits_per_second: rate,
+        burst_bits: (burst != 0).then_some(burst),
+    }))
 }
 
 /// The version that a configuration names, if it can be read so far: for answers to what cannot be read further.
@@ -114,7 +220,15 @@ impl NetConf {
                 "mtu is {mtu}: choose at least {LEAST_MTU}, or leave it out"
             )));
         }
+        let port_mappings = fields.runtime_config.port_mappings;
+        for mapping in &port_mappings {
+            mapping.host_port()?;
+        }
+        let bandwidth = fields.runtime_config.bandwidth;
+        bandwidth.bandwidth()?;
         Ok(Self {
+            port_mappings,
+            bandwidth,
             version,
             name,
             socket: fields.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
@@ -183,6 +297,66 @@ mod tests {
             assert!(error.message.contains(word), "{error}");
         }
         assert_eq!(NetConf::parse(b"{").unwrap_err().code, Code::Decoding);
+    }
+
+    #[test]
+    fn ports_of_the_node_are_read_and_what_is_none_is_named() {
+        let with = |mapping: Value| {
+            parse(
+                json!({"cniVersion": "1.0.0", "name": "n", "runtimeConfig": {"portMappings": [mapping]}}),
+            )
+        };
+        let conf = with(
+            json!({"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": "192.0.2.1"}),
+        );
+        let port = conf.unwrap().port_mappings[0].host_port().unwrap();
+        assert_eq!(port.to_string(), "8080/UDP on 192.0.2.1");
+        let conf = with(json!({"hostPort": 8080, "containerPort": 80, "hostIP": "0.0.0.0"}));
+        assert_eq!(
+            conf.unwrap().port_mappings[0]
+                .host_port()
+                .unwrap()
+                .to_string(),
+            "8080/TCP"
+        );
+        for (field, value) in [
+            ("hostPort", json!(0)),
+            ("containerPort", json!(0)),
+            ("protocol", json!("icmp")),
+            ("hostIP", json!("here")),
+        ] {
+            let mut mapping = json!({"hostPort": 8080, "containerPort": 80});
+            mapping[field] = value;
+            let error = with(mapping).unwrap_err();
+            assert_eq!(error.code, Code::InvalidConfiguration);
+            assert!(error.message.contains(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn limits_are_read_and_a_burst_without_a_rate_is_named() {
+        let with = |bandwidth: Value| {
+            parse(
+                json!({"cniVersion": "1.0.0", "name": "n", "runtimeConfig": {"bandwidth": bandwidth}}),
+            )
+        };
+        let conf = with(json!({"ingressRate": 8000, "ingressBurst": 80, "egressRate": 9000}));
+        let bandwidth = conf.unwrap().bandwidth.bandwidth().unwrap();
+        let rate = |bits_per_second, burst_bits| Rate {
+            bits_per_second,
+            burst_bits,
+        };
+        assert_eq!(bandwidth.ingress, Some(rate(8000, Some(80))));
+        assert_eq!(bandwidth.egress, Some(rate(9000, None)));
+        let none = with(json!({"ingressRate": 0, "ingressBurst": 0})).unwrap();
+        assert_eq!(none.bandwidth.bandwidth().unwrap(), Bandwidth::default());
+        for field in ["ingressBurst", "egressBurst"] {
+            let error = with(json!({field: 80})).unwrap_err();
+            assert_eq!(error.code, Code::InvalidConfiguration);
+            assert!(error.message.contains(field), "{error}");
+        }
+        let negative = with(json!({"ingressRate": -1, "ingressBurst": 1})).unwrap_err();
+        assert_eq!(negative.code, Code::Decoding);
     }
 
     #[test]

@@ -68,13 +68,12 @@ impl Environment {
                 missing.join(", ")
             )));
         }
+        let of_it = |name| Some(get(name)).filter(|text| of_a_container && !text.is_empty());
         let environment = Self {
             command,
-            container_id: get("CNI_CONTAINERID"),
-            netns: Some(get("CNI_NETNS"))
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from),
-            ifname: get("CNI_IFNAME"),
+            container_id: of_it("CNI_CONTAINERID").unwrap_or_default(),
+            netns: of_it("CNI_NETNS").map(PathBuf::from),
+            ifname: of_it("CNI_IFNAME").unwrap_or_default(),
             args: arguments(&get("CNI_ARGS"))?,
         };
         if of_a_container {
@@ -185,7 +184,15 @@ mod tests {
         ];
         assert_eq!(read(&del).unwrap().netns, None);
         for command in ["VERSION", "STATUS", "GC"] {
-            assert!(read(&[("CNI_COMMAND", command)]).is_ok(), "{command}");
+            let none = read(&[("CNI_COMMAND", command)]).unwrap();
+            // What is set nevertheless is of no container, and nothing vouches for it.
+            let set = [
+                ("CNI_CONTAINERID", "a/b"),
+                ("CNI_IFNAME", "a:b"),
+                ("CNI_NETNS", "/n"),
+            ];
+            let set = read(&[&[("CNI_COMMAND", command)], &set[..]].concat());
+            assert_eq!(set.unwrap(), none, "{command}");
         }
     }
 

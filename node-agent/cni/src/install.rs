@@ -51,7 +51,7 @@ fn conflist(socket: &Path) -> String {
         "cniVersion": Version::V1_0_0.text(),
         "cniVersions": Version::ALL.map(Version::text),
         "name": "fairlead",
-        "plugins": [{"type": PLUGIN, "socket": socket}],
+        "plugins": [{"type": PLUGIN, "socket": socket, "capabilities": {"portMappings": true, "bandwidth": true}}],
     });
     format!("{conf:#}\n")
 }
@@ -103,6 +103,8 @@ mod tests {
         let text = fs::read(conf.join(CONF_FILE)).unwrap();
         let list: serde_json::Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(list["plugins"][0]["type"], PLUGIN);
+        let capabilities = json!({"portMappings": true, "bandwidth": true});
+        assert_eq!(list["plugins"][0]["capabilities"], capabilities);
         assert_eq!(list["cniVersions"][3], "1.1.0");
         // A newer plugin takes the old one's place, and what is right stays.
         let written = conf.join(CONF_FILE).metadata().unwrap().modified().unwrap();

@@ -20,7 +20,7 @@ mod server;
 mod version;
 
 pub use attachments::Attachments;
-pub use config::{NetConf, PrevResult};
+pub use config::{BandwidthLimits, NetConf, PortMapping, PrevResult};
 pub use environment::{Command, Environment};
 pub use error::{CniError, Code};
 pub use install::{InstallError, PLUGIN, install, installed_files};

@@ -114,6 +114,8 @@ fn request(environment: &Environment, conf: &NetConf) -> Result<Request, CniErro
                 pod_namespace: argument("K8S_POD_NAMESPACE"),
                 pod_name: argument("K8S_POD_NAME"),
                 mtu: conf.mtu,
+                port_mappings: conf.port_mappings.clone(),
+                bandwidth: conf.bandwidth,
                 sysctls: conf
                     .sysctls
                     .iter()

@@ -17,7 +17,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::CniError;
+use crate::{BandwidthLimits, CniError, PortMapping};
 
 /// Where the agent listens unless somebody says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/fairlead/cni.sock";
@@ -56,6 +56,10 @@ pub struct Wanted {
     /// In bytes.
     pub mtu: Option<u32>,
     pub sysctls: BTreeMap<String, String>,
+    #[serde(default)]
+    pub port_mappings: Vec<PortMapping>,
+    #[serde(default)]
+    pub bandwidth: BandwidthLimits,
 }
 
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

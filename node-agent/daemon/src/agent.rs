@@ -11,30 +11,40 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{Context, anyhow, bail};
 use kube::Client;
 use node_agent_host::{
-    Ipam, Network, PodWiring, Uplink, bpffs_mounted, cgroup2_root, kube_proxy_rules, mount_bpffs,
+    HostPorts, Ipam, Network, PodWiring, Uplink, VXLAN_DEVICE, bpffs_mounted, cgroup2_root,
+    give_back_freed_memory, kube_proxy_rules, mount_bpffs,
 };
 use node_agent_kubelet::Kubelet;
 use node_agent_maps::{Attached, Dataplane, Options as DataplaneOptions, PinLock, Program};
 use node_agent_model::ChangeId;
-use node_agent_overlay::{Attributes, Backend, Mode, Overlay, OverlayOptions, OwnLease, VtepMac};
+use node_agent_overlay::{
+    Attributes, Backend, Mode, Outer, Overlay, OverlayOptions, OwnLease, VtepMac,
+};
 use node_agent_reconcile::{Handle, Metrics, Options, Reconciler};
 use node_agent_reflect::SOURCES;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use crate::checksum_proof::ChecksumProof;
 use crate::collect::CollectMetrics;
+use crate::connections::Connections;
 use crate::events::{self, Recorder};
+use crate::external::ExternalAddresses;
 use crate::flags::Flags;
-use crate::host::{Host, Prefixes};
+use crate::host::{Host, Others};
 use crate::keeper::{Keeper, KeeperMetrics};
 use crate::peers::{self, Following};
 use crate::pods::{self, Pods};
 use crate::readiness::Readiness;
 use crate::registry::Source;
 use crate::streams::{Origin, Streams};
-use crate::{client, cni, collect, host, http, kubelet, own_node, scrape, service_health};
+use crate::{
+    client, cni, collect, device, gone_backends, host, http, kubelet, own_node, scrape,
+    service_health,
+};
 
 /// The source of what the agent finds on its own machine.
 const HOST_SOURCE: &str = "this host";
@@ -48,10 +58,10 @@ const BPFFS: &str = "/sys/fs/bpf";
 pub async fn run(flags: Flags) -> anyhow::Result<()> {
     let readiness = Arc::new(Readiness::default());
     readiness.stage("loading the programs");
-    let (_lock, dataplane) = open_dataplane(flags.pin_dir.clone()).await?;
+    let (_lock, dataplane) = open_dataplane(&flags).await?;
     let dataplane = Arc::new(dataplane);
     tell_of_kube_proxy().await?;
-    let (registry, metrics) = register_metrics(&dataplane);
+    let (registry, metrics) = register_metrics(&dataplane, &flags, &readiness);
     http::serve(flags.listen, readiness.clone(), registry).await?;
 
     let network = Network::connect()?;
@@ -78,6 +88,7 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     let waiting = |reason| readiness.stage(reason);
     let earlier = source.registry.earlier(&waiting).await?;
     let overlay = overlay(&flags, &uplink, &earlier, source.backend(&flags))?;
+    let overlay = metrics.proof.proven(overlay).await?;
     let own = source
         .registry
         .acquire(&overlay.attributes(), &waiting)
@@ -93,18 +104,22 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
         &flags.state_dir,
     )
     .await?;
+    let overlay = host::wire_vxlan(&network, &host.uplink, &overlay)
+        .await
+        .context("making the kernel's VXLAN device")?;
+    host.follow(&overlay);
+    tell_of_outer(&overlay);
     host.node_port_addresses
         .clone_from(&flags.node_port_addresses);
-    let ipam = Arc::new(Ipam::open(
-        &node_agent_host::lease_dir(&flags.state_dir),
-        host.pod_cidrs.clone(),
-    )?);
+    host.non_masquerade_cidrs
+        .clone_from(&flags.non_masquerade_cidrs);
+    let (ipam, host_ports) = open_leases(&flags.state_dir, &host)?;
     let handle = start_reconciler(&flags, &dataplane, metrics.reconcile, &mut tasks)?;
     readiness.watch(handle.clone());
-    tell_host(&handle, &host, &overlay, &network, &ipam).await?;
+    tell_host(&handle, &host, &overlay, &network, (&ipam, &host_ports)).await?;
 
     readiness.stage("listing Services, EndpointSlices and Nodes");
-    let started = Started {
+    let mut started = Started {
         flags,
         readiness,
         client,
@@ -112,23 +127,42 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
         dataplane,
         handle,
         ipam,
+        host_ports,
         host,
         overlay: watch::Sender::new(overlay),
-        prefixes: Prefixes::new(),
+        others: Others::new(),
+        proof: metrics.proof,
+        external: ExternalAddresses::default(),
     };
     let recorder = started.follow(source, own, &mut tasks)?;
     started.handle.wait_synced().await?;
+    give_back_freed_memory();
+    started.host.device_mode =
+        device::choose(started.flags.xdp, &started.dataplane, &started.host.uplink);
     started
-        .carry(kubelet, recorder, metrics.keeper, &mut tasks)
+        .carry(kubelet, recorder.clone(), metrics.keeper, &mut tasks)
         .await?;
     spawn(
         &mut tasks,
         "connection collector",
-        collect::run(started.dataplane.maps().clone(), metrics.collect),
+        collect::run(started.dataplane.maps().clone(), metrics.collect, recorder),
     );
+    if started.flags.close_gone_connections {
+        let maps = started.dataplane.maps().clone();
+        let closing = gone_backends::run(maps, started.handle.clone(), metrics.closed);
+        spawn(&mut tasks, "closing of connections", closing);
+    }
     started.readiness.started();
     drop(started);
     first_to_end(tasks).await
+}
+
+/// What pods hold of this node: their addresses, and its ports.
+fn open_leases(state_dir: &Path, host: &Host) -> anyhow::Result<(Arc<Ipam>, Arc<HostPorts>)> {
+    let leases = node_agent_host::lease_dir(state_dir);
+    let ipam = Ipam::open(&leases, host.pod_cidrs.clone())?;
+    let host_ports = HostPorts::open(&node_agent_host::host_port_dir(state_dir))?;
+    Ok((Arc::new(ipam), Arc::new(host_ports)))
 }
 
 /// Metrics of the parts.
@@ -136,11 +170,18 @@ struct Counted {
     reconcile: Metrics,
     collect: CollectMetrics,
     keeper: KeeperMetrics,
+    proof: ChecksumProof,
+    /// Connections to backends that were gone.
+    closed: Counter,
     /// Empty until a kubelet has started.
     kubelet: Arc<OnceLock<Kubelet>>,
 }
 
-fn register_metrics(dataplane: &Dataplane) -> (Registry, Counted) {
+fn register_metrics(
+    dataplane: &Dataplane,
+    flags: &Flags,
+    readiness: &Arc<Readiness>,
+) -> (Registry, Counted) {
     let mut registry = Registry::default();
     let reconcile = Metrics::register(&mut registry);
     let ours = registry.sub_registry_with_prefix("fairlead");
@@ -148,9 +189,17 @@ fn register_metrics(dataplane: &Dataplane) -> (Registry, Counted) {
         reconcile,
         collect: CollectMetrics::register(ours),
         keeper: KeeperMetrics::register(ours),
+        proof: ChecksumProof::register(ours, readiness.clone(), flags.rehearse_wrong_checksums),
+        closed: Counter::default(),
         kubelet: Arc::new(OnceLock::new()),
     };
+    ours.register(
+        "connections_closed",
+        "Connections that were closed because their backend was gone",
+        metrics.closed.clone(),
+    );
     registry.register_collector(Box::new(scrape::Dataplane(dataplane.maps().clone())));
+    registry.register_collector(Box::new(Connections(dataplane.maps().clone())));
     registry.register_collector(Box::new(scrape::Pods(metrics.kubelet.clone())));
     (registry, metrics)
 }
@@ -165,9 +214,12 @@ struct Started {
     dataplane: Arc<Dataplane>,
     handle: Handle,
     ipam: Arc<Ipam>,
+    host_ports: Arc<HostPorts>,
     host: Host,
     overlay: watch::Sender<Overlay>,
-    prefixes: Prefixes,
+    others: Others,
+    proof: ChecksumProof,
+    external: ExternalAddresses,
 }
 
 impl Started {
@@ -186,6 +238,7 @@ impl Started {
             nodes: source.nodes,
             own: name.clone(),
             readiness: self.readiness.clone(),
+            external: self.external.clone(),
         };
         let origin = match (&self.client, &self.flags.services_file) {
             (Some(client), _) => Origin::Api(client.clone()),
@@ -199,7 +252,8 @@ impl Started {
             handle: self.handle.clone(),
             registry: source.registry.clone(),
             overlay: self.overlay.subscribe(),
-            prefixes: self.prefixes.clone(),
+            others: self.others.clone(),
+            external: self.external.clone(),
             own,
             recorder: recorder.clone(),
             said: BTreeMap::new(),
@@ -226,8 +280,19 @@ impl Started {
         for (program, attached) in attach(&self.flags, &self.dataplane, &self.host)? {
             info!(program, ?attached, "attached");
         }
-        let pods = Arc::new(Pods::new(self.handle.clone(), self.dataplane.clone()));
+        let overlay = self.overlay.borrow().clone();
+        host::unwire_vxlan(&self.network, &overlay)
+            .await
+            .context("removing the kernel's VXLAN device")?;
+        let pods = Arc::new(Pods::new(
+            self.handle.clone(),
+            self.dataplane.clone(),
+            self.host_ports.clone(),
+        ));
         pods.adopt(&self.network.pod_links().await?)?;
+        for map in self.dataplane.finish_resize()? {
+            info!(map, "has its new size");
+        }
         let mtu = Arc::new(AtomicU32::new(self.overlay.borrow().mtu()));
         let keeper = Keeper {
             network: self.network.clone(),
@@ -236,17 +301,20 @@ impl Started {
             handle: self.handle.clone(),
             ipam: self.ipam.clone(),
             pods: pods.clone(),
-            prefixes: self.prefixes.clone(),
+            others: self.others.clone(),
+            external: self.external.clone(),
             host: self.host.clone(),
             overlay: self.overlay.clone(),
             mtu: mtu.clone(),
             recorder,
             metrics,
+            proof: self.proof.clone(),
         };
         tasks.spawn(async move { ("keeper of the host", keeper.run().await) });
         let wiring = PodWiring {
             network: self.network.clone(),
             ipam: self.ipam.clone(),
+            host_ports: self.host_ports.clone(),
             mtu,
             hook: pods,
         };
@@ -282,7 +350,12 @@ async fn first_to_end(mut tasks: Tasks) -> anyhow::Result<()> {
 }
 
 /// Loading makes the kernel verify the programs, which blocks for a while.
-async fn open_dataplane(pin_dir: std::path::PathBuf) -> anyhow::Result<(PinLock, Dataplane)> {
+async fn open_dataplane(flags: &Flags) -> anyhow::Result<(PinLock, Dataplane)> {
+    let pin_dir = flags.pin_dir.clone();
+    let options = DataplaneOptions {
+        max_entries: flags.sizes().context("sizing the maps")?.max_entries(),
+        log: cfg!(feature = "ebpf-log"),
+    };
     let bpffs = Path::new(BPFFS);
     if pin_dir.starts_with(bpffs) && bpffs.is_dir() && !bpffs_mounted(bpffs)? {
         mount_bpffs(bpffs)?;
@@ -290,7 +363,7 @@ async fn open_dataplane(pin_dir: std::path::PathBuf) -> anyhow::Result<(PinLock,
     }
     let opened = tokio::task::spawn_blocking(move || {
         let lock = PinLock::acquire(&pin_dir)?;
-        let dataplane = Dataplane::open(&pin_dir, &DataplaneOptions::default())?;
+        let dataplane = Dataplane::open(&pin_dir, &options)?;
         Ok::<_, node_agent_maps::Error>((lock, dataplane))
     })
     .await?;
@@ -323,6 +396,7 @@ fn overlay(
     let options = OverlayOptions {
         node_name: flags.node_name.clone(),
         mode: backend.mode,
+        direct_routing: backend.direct_routing,
         underlay_v4: uplink.v4.first().copied(),
         underlay_v6: uplink.v6.first().copied(),
         on_link: uplink.on_link.clone(),
@@ -331,7 +405,22 @@ fn overlay(
         vni: backend.vni,
         mac: published.unwrap_or_else(|| VtepMac::from_random(rand::random())),
     };
-    Ok(Overlay::new(options)?)
+    let outer = Outer {
+        checksum: flags.overlay_checksum,
+        by_device: flags.vxlan_device,
+        device_ifindex: 0,
+    };
+    Ok(Overlay::new(options)?.encapsulating(outer)?)
+}
+
+/// What `auto` came to.
+fn tell_of_outer(overlay: &Overlay) {
+    info!(
+        checksum = overlay.checksum(),
+        device = overlay.needs_device().then_some(VXLAN_DEVICE),
+        programs = !overlay.outer().by_device,
+        "how packets to other nodes are encapsulated"
+    );
 }
 
 fn start_reconciler(
@@ -346,6 +435,7 @@ fn start_reconciler(
         .chain([HOST_SOURCE, peers::SOURCE]);
     let options = Options {
         algorithm: flags.service_algorithm,
+        capacity: dataplane.maps().capacity(),
         ..Options::new(flags.node_name.clone(), sources)
     };
     let (reconciler, handle) =
@@ -360,14 +450,14 @@ async fn tell_host(
     host: &Host,
     overlay: &Overlay,
     network: &Network,
-    ipam: &Ipam,
+    (ipam, host_ports): (&Ipam, &HostPorts),
 ) -> anyhow::Result<()> {
     let links = network
         .pod_links()
         .await
         .context("looking for the links of pods")?;
     let known = host.changes(overlay).into_iter();
-    for change in known.chain(pods::found(&links, ipam)) {
+    for change in known.chain(pods::found(&links, ipam, host_ports)) {
         handle.change(change, ChangeId::default()).await?;
     }
     handle.synced(HOST_SOURCE).await?;
@@ -387,6 +477,15 @@ pub fn attach(
         ),
         ("from_host", dataplane.attach_host(host.device.ifindex)?),
     ];
+    if let Some(ifindex) = host.vxlan_ifindex {
+        done.push(("from_vxlan", dataplane.attach_vxlan(ifindex)?));
+    } else {
+        dataplane.detach("from_vxlan")?;
+    }
+    if let Some(mode) = host.device_mode {
+        let attached = dataplane.attach_device(host.uplink.ifindex, mode)?;
+        done.push((mode.link(), attached));
+    }
     if flags.socket_lb {
         let cgroup = match &flags.cgroup {
             Some(path) => path.clone(),

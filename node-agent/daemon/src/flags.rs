@@ -1,16 +1,21 @@
 //! What the operator says.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser};
+use clap::builder::RangedI64ValueParser;
+use clap::{ArgAction, Parser, value_parser};
 use ipnetwork::IpNetwork;
+use node_agent_maps::Sizes;
 use node_agent_model::Algorithm;
-use node_agent_overlay::Mode;
+use node_agent_overlay::{AnnotationPrefix, Checksum, Mode};
+
+use crate::device::Xdp;
 
 /// The node agent of Fairlead: services, overlay and pods of one node.
 #[derive(Clone, Debug, Parser)]
-#[command(version)]
+#[command(name = "fairlead-node-agent", version)]
 pub struct Flags {
     /// Name of this machine's Node object.
     #[arg(long, env = "NODE_NAME")]
@@ -56,18 +61,58 @@ pub struct Flags {
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
     pub node_port_addresses: Vec<IpNetwork>,
 
+    /// Destinations outside of the cluster to which pods keep their own address, where all others see the node's.
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
+    pub non_masquerade_cidrs: Vec<IpNetwork>,
+
     /// How a new connection gets its backend, for Services that do not say it themselves: round-robin, random or maglev.
     #[arg(long, value_name = "NAME", default_value = "round-robin")]
     pub service_algorithm: Algorithm,
+
+    /// IPv4 connections, and twice as many as of IPv6, of which the node keeps track; their memory is taken at once
+    /// [default: 65536, more or less by the memory of the machine].
+    #[arg(long, value_name = "N", value_parser = entries())]
+    pub conntrack_max: Option<u32>,
+
+    /// Ports of Services, and the addresses and ports at which they are asked for in each family.
+    #[arg(long, value_name = "N", default_value_t = Sizes::DEFAULT_SERVICES, value_parser = entries())]
+    pub services_max: u32,
+
+    /// Addresses and ports of endpoints in each family.
+    #[arg(long, value_name = "N", default_value_t = Sizes::DEFAULT_ENDPOINTS, value_parser = entries())]
+    pub endpoints_max: u32,
+
+    /// Clients whose backends are remembered for Services with session affinity; their memory is taken at once [default:
+    /// that of --conntrack-max].
+    #[arg(long, value_name = "N", value_parser = entries())]
+    pub affinity_max: Option<u32>,
 
     /// How packets go to other nodes: vxlan or udp (both as flannel's), or direct (routed on a shared link, as flannel's
     /// host-gw).
     #[arg(long, value_name = "MODE", default_value = "vxlan")]
     pub overlay: Mode,
 
+    /// With --overlay=vxlan: packets to nodes on the uplink's own link go as they are, as with flannel's DirectRouting.
+    #[arg(long)]
+    pub direct_routing: bool,
+
     /// UDP port of the overlay [default: flannel's, 8472 for vxlan and 8285 for udp].
     #[arg(long, value_name = "PORT")]
     pub overlay_port: Option<u16>,
+
+    /// Outer UDP checksum of packets to other nodes: on, off, or auto: on with vxlan over IPv6, where flannel's nodes want
+    /// it.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub overlay_checksum: Checksum,
+
+    /// Encapsulate by the kernel's VXLAN device, set up as flannel's, and not by our programs: slower, for kernels that
+    /// refuse them the room.
+    #[arg(long)]
+    pub vxlan_device: bool,
+
+    /// Spoils the programs' outer checksums in the test of them at the start, to rehearse what then happens.
+    #[arg(long, hide = true)]
+    pub rehearse_wrong_checksums: bool,
 
     /// VXLAN network identifier.
     #[arg(long, default_value_t = 1)]
@@ -77,9 +122,17 @@ pub struct Flags {
     #[arg(
         long,
         value_name = "PATH",
-        conflicts_with_all = ["overlay", "overlay_port", "vni", "flannel_etcd_endpoints"]
+        conflicts_with_all = ["overlay", "direct_routing", "overlay_port", "vni", "flannel_etcd_endpoints"]
     )]
     pub net_conf: Option<PathBuf>,
+
+    /// What the names of flannel's annotations begin with, as in flannel: a domain, or DOMAIN/NAME.
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        default_value = "flannel.alpha.coreos.com"
+    )]
+    pub kube_annotation_prefix: AnnotationPrefix,
 
     /// URLs of the etcd where flannel keeps its leases; without them Nodes are the leases, as with flannel's
     /// kube-subnet-mgr.
@@ -151,6 +204,16 @@ pub struct Flags {
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
     pub socket_lb: bool,
 
+    /// Close connections of pods and processes that were balanced at connect, once no Service has their backend any
+    /// more; false: they end when TCP finds out.
+    #[arg(long, action = ArgAction::Set, default_value_t = false, value_name = "BOOL")]
+    pub close_gone_connections: bool,
+
+    /// Send NodePorts of other nodes' backends, and their answers, on at the uplink's device: auto (native where that is a
+    /// gain), native, generic or off.
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = Xdp::Auto)]
+    pub xdp: Xdp,
+
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10256")]
     pub listen: SocketAddr,
@@ -160,7 +223,28 @@ pub struct Flags {
     pub state_dir: PathBuf,
 }
 
+/// What a map may be made to hold.
+fn entries() -> RangedI64ValueParser<u32> {
+    value_parser!(u32).range(1024..=1 << 20)
+}
+
 impl Flags {
+    /// How many entries the maps have.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell the machine's memory.
+    pub fn sizes(&self) -> io::Result<Sizes> {
+        let machine = Sizes::for_this_machine()?;
+        let conntrack = self.conntrack_max.unwrap_or(machine.conntrack);
+        Ok(Sizes {
+            conntrack,
+            services: self.services_max,
+            endpoints: self.endpoints_max,
+            affinity: self.affinity_max.unwrap_or(conntrack),
+        })
+    }
+
     pub fn overlay_port(&self) -> u16 {
         self.overlay_port
             .unwrap_or_else(|| self.overlay.default_port())
@@ -210,7 +294,14 @@ mod tests {
             "{}",
             parse("--overlay=ipip")
         );
+        let checksum = parse("--overlay-checksum=maybe");
+        assert!(checksum.contains("choose auto, on or off"), "{checksum}");
         assert!(parse("--service-cidr=10.96.0.0/99").contains("--service-cidr"));
         assert!(parse("--kubelet=maybe").contains("--kubelet"));
+        let few = parse("--conntrack-max=10");
+        assert!(
+            few.contains("--conntrack-max") && few.contains("1024"),
+            "{few}"
+        );
     }
 }

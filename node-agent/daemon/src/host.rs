@@ -10,11 +10,12 @@ use anyhow::Context;
 use ebpf_abi::{Addr4, Addr6, Config, Endpoint, FamilyConfig, config_flag, endpoint_flag};
 use ipnetwork::IpNetwork;
 use node_agent_host::{
-    HostDevice, HostDeviceSpec, Network, PodCidr, SysctlRecord, Uplink, netns_cookie,
-    plan_host_sysctls, sysctl_record,
+    Forwarding, HostDevice, HostDeviceSpec, MacAddr, Network, PodCidr, SysctlRecord, Uplink,
+    VxlanDeviceSpec, netns_cookie, plan_host_sysctls, sysctl_record,
 };
+use node_agent_maps::DeviceMode;
 use node_agent_model::Change;
-use node_agent_overlay::Overlay;
+use node_agent_overlay::{Outer, Overlay, VtepMac};
 use tokio::sync::watch;
 use tracing::info;
 
@@ -26,10 +27,16 @@ const NAT_PORTS: RangeInclusive<u16> = 61000..=63999;
 pub struct Host {
     pub uplink: Uplink,
     pub device: HostDevice,
+    /// The kernel's VXLAN device, where it takes packets out of the overlay in the programs' place.
+    pub vxlan_ifindex: Option<u32>,
     pub pod_cidrs: Vec<PodCidr>,
     pub netns_cookie: u64,
     /// Which of the node's addresses serve NodePorts; empty: all.
     pub node_port_addresses: Vec<IpNetwork>,
+    /// Destinations to which pods keep their address.
+    pub non_masquerade_cidrs: Vec<IpNetwork>,
+    /// How the uplink's device runs `from_device`, if it does.
+    pub device_mode: Option<DeviceMode>,
 }
 
 /// Makes `fairlead0` and sets the kernel parameters; what is right already stays untouched.
@@ -60,9 +67,12 @@ pub async fn wire(
     Ok(Host {
         uplink,
         device,
+        vxlan_ifindex: None,
         pod_cidrs,
         netns_cookie: netns_cookie().context("asking for the network namespace's cookie")?,
         node_port_addresses: Vec::new(),
+        non_masquerade_cidrs: Vec::new(),
+        device_mode: None,
     })
 }
 
@@ -85,6 +95,7 @@ impl Host {
         let mut changes = vec![
             Change::Config(self.config(overlay)),
             Change::NodeAddresses(serving_node_ports(&own, &self.node_port_addresses)),
+            Change::KeepSource(self.non_masquerade_cidrs.iter().copied().collect()),
         ];
         let mac = self.device.mac.0;
         // What is delivered to the host comes in by fairlead0, addressed to it.
@@ -109,6 +120,12 @@ impl Host {
         changes
     }
 
+    /// Which device the overlay's packets come out of.
+    pub fn follow(&mut self, overlay: &Overlay) {
+        let outer = overlay.outer();
+        self.vxlan_ifindex = outer.by_device.then_some(outer.device_ifindex);
+    }
+
     /// The node's addresses on the uplink.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         let v4 = self.uplink.v4.iter().copied().map(IpAddr::V4);
@@ -126,9 +143,9 @@ impl Host {
         Config {
             uplink_ifindex: self.uplink.ifindex,
             host_ifindex: self.device.ifindex,
-            flags: options.mode.config_flags() | config_flag::MASQUERADE,
+            flags: overlay.config_flags() | config_flag::MASQUERADE,
+            uplink_mac: self.uplink.mac.0,
             overlay_port_be: options.port.to_be(),
-            pad: 0,
             vni: options.vni,
             uplink_mtu: self.uplink.mtu,
             nat_port_first: *NAT_PORTS.start(),
@@ -159,7 +176,6 @@ impl Host {
                     _ => Addr6::default(),
                 },
             },
-            pad2: 0,
             host_netns_cookie: self.netns_cookie,
         }
     }
@@ -174,34 +190,102 @@ fn serving_node_ports(own: &[IpAddr], ranges: &[IpNetwork]) -> Vec<IpAddr> {
     all.filter(named).collect()
 }
 
-/// The prefixes of the other nodes, by node: the host's routes follow them.
-#[derive(Clone, Debug)]
-pub struct Prefixes(Arc<watch::Sender<BTreeMap<String, Vec<IpNetwork>>>>);
+/// Makes the kernel's VXLAN device if the overlay needs it; answers the overlay that knows of it.
+///
+/// # Errors
+///
+/// When something else has its name or its port, or the kernel refuses.
+pub async fn wire_vxlan(
+    network: &Network,
+    uplink: &Uplink,
+    overlay: &Overlay,
+) -> anyhow::Result<Overlay> {
+    let device_ifindex = match vxlan_spec(uplink, overlay) {
+        Some(spec) => network.ensure_vxlan_device(&spec).await?,
+        None => 0,
+    };
+    let outer = Outer {
+        device_ifindex,
+        ..overlay.outer()
+    };
+    Ok(overlay.clone().encapsulating(outer)?)
+}
 
-impl Prefixes {
+/// Removes the kernel's VXLAN device if the overlay does without, once the maps and the programs do too: until then packets
+/// go by it.
+///
+/// # Errors
+///
+/// When something else has its name, or the kernel refuses.
+pub async fn unwire_vxlan(network: &Network, overlay: &Overlay) -> anyhow::Result<()> {
+    if !overlay.needs_device() && network.remove_vxlan_device().await? {
+        info!("the kernel's VXLAN device is needed no more: removed");
+    }
+    Ok(())
+}
+
+/// What the kernel's VXLAN device must be; `None` if the overlay does without.
+pub fn vxlan_spec(uplink: &Uplink, overlay: &Overlay) -> Option<VxlanDeviceSpec> {
+    let options = overlay.options();
+    overlay.needs_device().then(|| VxlanDeviceSpec {
+        vni: options.vni,
+        port: options.port,
+        local: overlay.underlay(),
+        uplink: uplink.ifindex,
+        mac: MacAddr(options.mac.0),
+        mtu: overlay.mtu(),
+        checksum: overlay.checksum(),
+    })
+}
+
+/// What this machine must know of another node.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Reach {
+    /// Of its pods: the host's routes follow them.
+    pub prefixes: Vec<IpNetwork>,
+    /// Where the kernel's VXLAN device sends what is for it.
+    pub forwarding: Option<(VtepMac, IpAddr)>,
+}
+
+/// The other nodes.
+#[derive(Clone, Debug)]
+pub struct Others(Arc<watch::Sender<BTreeMap<String, Reach>>>);
+
+impl Others {
     pub fn new() -> Self {
         Self(Arc::new(watch::channel(BTreeMap::new()).0))
     }
 
-    /// None for a node that is gone or no peer.
-    pub fn set(&self, node: &str, prefixes: Vec<IpNetwork>) {
+    /// The default for a node that is gone or no peer.
+    pub fn set(&self, node: &str, reach: Reach) {
         self.0.send_if_modified(|nodes| {
-            if prefixes.is_empty() {
+            if reach == Reach::default() {
                 return nodes.remove(node).is_some();
             }
-            let changed = nodes.get(node) != Some(&prefixes);
-            nodes.insert(node.to_owned(), prefixes);
+            let changed = nodes.get(node) != Some(&reach);
+            nodes.insert(node.to_owned(), reach);
             changed
         });
     }
 
-    /// Those of all nodes.
-    pub fn all(&self) -> Vec<IpNetwork> {
-        self.0.borrow().values().flatten().copied().collect()
+    /// Prefixes of all nodes.
+    pub fn prefixes(&self) -> Vec<IpNetwork> {
+        let nodes = self.0.borrow();
+        let prefixes = nodes.values().flat_map(|reach| &reach.prefixes);
+        prefixes.copied().collect()
+    }
+
+    /// Forwarding entries of all nodes.
+    pub fn forwarding(&self) -> Forwarding {
+        let nodes = self.0.borrow();
+        let entries = nodes.values().filter_map(|reach| reach.forwarding);
+        entries
+            .map(|(mac, remote)| (MacAddr(mac.0), remote))
+            .collect()
     }
 
     /// Tells of changes.
-    pub fn subscribe(&self) -> watch::Receiver<BTreeMap<String, Vec<IpNetwork>>> {
+    pub fn subscribe(&self) -> watch::Receiver<BTreeMap<String, Reach>> {
         self.0.subscribe()
     }
 }

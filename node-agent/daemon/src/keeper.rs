@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use ebpf_abi::Endpoint;
 use ipnetwork::IpNetwork;
 use node_agent_host::{
-    HostDeviceSpec, Ipam, Network, NetworkChanges, PodCidr, Uplink, shut_own_sockets,
+    Forwarding, HostDeviceSpec, Ipam, Network, NetworkChanges, PodCidr, Uplink, VXLAN_DEVICE,
+    VxlanDeviceSpec, shut_own_sockets,
 };
 use node_agent_maps::{Attached, Dataplane};
 use node_agent_model::{Change, ChangeId};
-use node_agent_overlay::{Overlay, OverlayOptions};
+use node_agent_overlay::{Overlay, OverlayError, OverlayOptions};
 use node_agent_reconcile::Handle;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
@@ -22,9 +23,11 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::agent::attach;
+use crate::checksum_proof::ChecksumProof;
 use crate::events::Recorder;
+use crate::external::{self, Chosen, ExternalAddresses};
 use crate::flags::Flags;
-use crate::host::{Host, Prefixes};
+use crate::host::{self, Host, Others};
 use crate::pods::Pods;
 
 /// Nothing tells of a pinned link that was removed, so there must be a look without word.
@@ -59,21 +62,26 @@ pub struct Keeper {
     pub handle: Handle,
     pub ipam: Arc<Ipam>,
     pub pods: Arc<Pods>,
-    pub prefixes: Prefixes,
+    pub others: Others,
+    pub external: ExternalAddresses,
     pub host: Host,
     pub overlay: watch::Sender<Overlay>,
     pub mtu: Arc<AtomicU32>,
     pub recorder: Recorder,
     pub metrics: KeeperMetrics,
+    pub proof: ChecksumProof,
 }
 
 /// What the last look found, to know news from repairs.
 #[derive(Debug, Default)]
 struct Last {
     prefixes: BTreeSet<IpNetwork>,
+    external: Chosen,
+    forwarding: Forwarding,
+    vxlan: Option<VxlanDeviceSpec>,
     complaint: String,
     /// When links were looked at, and on which devices.
-    links: Option<(Instant, [u32; 2])>,
+    links: Option<(Instant, [u32; 3])>,
 }
 
 impl Keeper {
@@ -84,10 +92,13 @@ impl Keeper {
     /// When the kernel gives no netlink socket.
     pub async fn run(mut self) -> anyhow::Result<()> {
         let mut changes = NetworkChanges::subscribe()?;
-        let mut nodes = self.prefixes.subscribe();
+        let mut nodes = self.others.subscribe();
+        let mut external = self.external.subscribe();
         let mut last = Last::default();
         loop {
             nodes.borrow_and_update();
+            self.proof.tell(&self.recorder);
+            external.borrow_and_update();
             let complaint = match self.look(&mut last).await {
                 Ok(()) => String::new(),
                 Err(error) => format!("{error:#}"),
@@ -111,6 +122,7 @@ impl Keeper {
                     tokio::time::sleep(SETTLE).await;
                 }
                 Ok(()) = nodes.changed() => {}
+                Ok(()) = external.changed() => tokio::time::sleep(SETTLE).await,
             }
         }
     }
@@ -118,10 +130,16 @@ impl Keeper {
     async fn look(&mut self, last: &mut Last) -> anyhow::Result<()> {
         self.follow_uplink().await?;
         self.keep_device().await?;
+        self.keep_vxlan(last).await?;
         self.keep_routes(last).await?;
+        self.keep_service_routes(last).await?;
         // A look at each pod's link is for the pace of the clock, not for each word of the kernel: those come by the
         // thousand when pods do.
-        let devices = [self.host.uplink.ifindex, self.host.device.ifindex];
+        let devices = [
+            self.host.uplink.ifindex,
+            self.host.device.ifindex,
+            self.host.vxlan_ifindex.unwrap_or_default(),
+        ];
         let fresh = last
             .links
             .is_some_and(|(then, on)| then.elapsed() + SETTLE < LOOK_EVERY && on == devices);
@@ -138,7 +156,8 @@ impl Keeper {
         if uplink == self.host.uplink {
             return Ok(());
         }
-        let overlay = Overlay::new(with_uplink(self.overlay.borrow().options(), &uplink))?;
+        let overlay = with_uplink(&self.overlay.borrow(), &uplink)?;
+        let overlay = self.proof.proven(overlay).await?;
         let before: Vec<Change> = self.host.changes(&self.overlay.borrow());
         info!(was = ?self.host.uplink, now = ?uplink, "the uplink changed");
         self.recorder.warn(
@@ -193,6 +212,36 @@ impl Keeper {
         self.tell(&before).await
     }
 
+    /// The kernel's VXLAN device, if the overlay needs it, and whom it reaches.
+    async fn keep_vxlan(&mut self, last: &mut Last) -> anyhow::Result<()> {
+        let overlay = self.overlay.borrow().clone();
+        let Some(spec) = host::vxlan_spec(&self.host.uplink, &overlay) else {
+            return Ok(());
+        };
+        let own_doing = last.vxlan.as_ref().is_some_and(|earlier| *earlier != spec);
+        let faults = self.network.vxlan_device_faults(&spec).await?;
+        if !faults.is_empty() {
+            let overlay = host::wire_vxlan(&self.network, &self.host.uplink, &overlay).await?;
+            self.host.follow(&overlay);
+            self.overlay.send_replace(overlay);
+            if !own_doing {
+                faults.into_iter().for_each(|fault| self.restored(&fault));
+            }
+            last.forwarding = Forwarding::new();
+        }
+        last.vxlan = Some(spec);
+        let ifindex = self.overlay.borrow().outer().device_ifindex;
+        let wanted = self.others.forwarding();
+        let changes = self.network.set_forwarding(ifindex, &wanted).await?;
+        if changes > 0 && wanted == last.forwarding {
+            self.restored(&format!(
+                "{changes} forwarding entries of {VXLAN_DEVICE} were missing or others'"
+            ));
+        }
+        last.forwarding = wanted;
+        Ok(())
+    }
+
     async fn keep_routes(&self, last: &mut Last) -> anyhow::Result<()> {
         let device = &self.host.device;
         let own = self.host.pod_cidrs.iter().map(PodCidr::network);
@@ -206,7 +255,7 @@ impl Keeper {
         let wanted: BTreeSet<IpNetwork> = own
             .chain(services)
             .chain(lone)
-            .chain(self.prefixes.all())
+            .chain(self.others.prefixes())
             .filter(reachable)
             .collect();
         let prefixes: Vec<IpNetwork> = wanted.iter().copied().collect();
@@ -226,6 +275,41 @@ impl Keeper {
             }
         }
         last.prefixes = wanted;
+        Ok(())
+    }
+
+    /// External addresses of Services, for what is not translated at the socket; also tells of those that get no route.
+    async fn keep_service_routes(&self, last: &mut Last) -> anyhow::Result<()> {
+        let device = &self.host.device;
+        let reachable = |ip: &IpAddr| device.gateway_for(*ip).is_some();
+        let own = self.host.addresses().chain(device.gateways.iter().copied());
+        let chosen = match self.external.is_empty() {
+            true => Chosen::default(),
+            false => {
+                let routers = self.network.routers().await?;
+                let resolvers = external::resolvers();
+                let protected = external::protected(own, routers, resolvers);
+                self.external.choose(&protected, reachable)
+            }
+        };
+        let routes = &chosen.routes;
+        let changes = self.network.set_service_routes(device, routes).await?;
+        if changes.added + changes.removed > 0 && *routes == last.external.routes {
+            self.restored(&format!(
+                "{} routes or rules to external addresses of Services were missing, {} were others'",
+                changes.added, changes.removed
+            ));
+        }
+        for (address, why) in &chosen.left_out {
+            if last.external.left_out.get(address) != Some(why) {
+                warn!(%address, why, "external address left out");
+                let message = format!(
+                    "UDP and SCTP of this node's own processes to {address} are not balanced: {why}"
+                );
+                self.recorder.warn("ExternalAddressLeftOut", message);
+            }
+        }
+        last.external = chosen;
         Ok(())
     }
 
@@ -272,12 +356,13 @@ fn endpoint_of(change: &Change) -> Option<IpAddr> {
     }
 }
 
-fn with_uplink(options: &OverlayOptions, uplink: &Uplink) -> OverlayOptions {
-    OverlayOptions {
+fn with_uplink(overlay: &Overlay, uplink: &Uplink) -> Result<Overlay, OverlayError> {
+    let options = OverlayOptions {
         underlay_v4: uplink.v4.first().copied(),
         underlay_v6: uplink.v6.first().copied(),
         on_link: uplink.on_link.clone(),
         uplink_mtu: uplink.mtu,
-        ..options.clone()
-    }
+        ..overlay.options().clone()
+    };
+    Overlay::new(options)?.encapsulating(overlay.outer())
 }

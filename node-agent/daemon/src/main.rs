@@ -2,17 +2,25 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod checksum_proof;
 mod client;
 mod cni;
 mod collect;
+mod connections;
+mod device;
 mod events;
+mod external;
 mod flags;
+mod gone_backends;
 mod host;
+mod host_ports;
 mod http;
 mod keeper;
 mod kubelet;
 mod kubelet_api;
 mod own_node;
+mod pace;
+mod patience;
 mod peers;
 mod pods;
 mod readiness;

@@ -5,11 +5,11 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::watcher::DefaultBackoff;
 use node_agent_reconcile::Handle;
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-const RETRY: Duration = Duration::from_millis(500);
 /// Even if nobody told us of a change.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
@@ -19,6 +19,7 @@ pub async fn keep_condition(client: Client, name: String, handle: Handle) {
     // An end of the reconciler ends the agent elsewhere.
     let _ = handle.wait_synced().await;
     drop(handle);
+    let mut backoff = DefaultBackoff::default();
     loop {
         let wait = match publish(&api, &name).await {
             Ok(()) => LOOK_EVERY,
@@ -27,7 +28,7 @@ pub async fn keep_condition(client: Client, name: String, handle: Handle) {
                     error = &error as &(dyn std::error::Error + Sync),
                     "this Node's condition could not be published"
                 );
-                RETRY
+                backoff.next().unwrap_or(LOOK_EVERY)
             }
         };
         tokio::time::sleep(wait).await;

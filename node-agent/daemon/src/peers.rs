@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use kube::runtime::watcher::DefaultBackoff;
 use node_agent_model::ChangeId;
 use node_agent_overlay::{
     Lease, LeaseEvent, NotAPeer, Overlay, OwnLease, Peers, Registry, RegistryError, Update,
@@ -15,11 +17,13 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::events::Recorder;
-use crate::host::Prefixes;
+use crate::external::ExternalAddresses;
+use crate::host::{Others, Reach};
 
 /// The source of everybody's leases.
 pub const SOURCE: &str = "the overlay's leases";
-const RETRY: Duration = Duration::from_millis(500);
+/// What the backoff comes to; it does not end.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// The agent must begin anew, as after a restart: what it was wired with is no longer so.
 #[derive(Debug)]
@@ -39,7 +43,8 @@ pub struct Following {
     pub handle: Handle,
     pub registry: Arc<dyn Registry>,
     pub overlay: watch::Receiver<Overlay>,
-    pub prefixes: Prefixes,
+    pub others: Others,
+    pub external: ExternalAddresses,
     pub own: OwnLease,
     pub recorder: Recorder,
     /// Why a holder is no peer, as it was last said.
@@ -85,6 +90,9 @@ impl Following {
         match event {
             LeaseEvent::Put(_, Ok(lease), id) => {
                 self.check_own(&lease).await?;
+                let v4 = lease.attributes.public_ip.map(IpAddr::V4);
+                let v6 = lease.attributes.public_ipv6.map(IpAddr::V6);
+                self.external.lease(&lease.holder, v4.into_iter().chain(v6));
                 let updates = peers.put(lease);
                 self.apply(peers, updates, &id).await
             }
@@ -100,6 +108,7 @@ impl Following {
                 self.apply(peers, updates, &id).await
             }
             LeaseEvent::Gone(holder, id) => {
+                self.external.lease(&holder, []);
                 let updates = peers.remove(&holder);
                 self.apply(peers, updates, &id).await
             }
@@ -136,7 +145,11 @@ impl Following {
                     self.said.remove(&update.holder);
                 }
             }
-            self.prefixes.set(&update.holder, update.prefixes);
+            let reach = Reach {
+                prefixes: update.prefixes,
+                forwarding: update.forwarding,
+            };
+            self.others.set(&update.holder, reach);
             for change in update.changes {
                 self.handle.change(change, id.clone()).await?;
             }
@@ -181,6 +194,7 @@ pub async fn keep_own(
     registry: Arc<dyn Registry>,
     mut overlay: watch::Receiver<Overlay>,
 ) -> anyhow::Result<()> {
+    let mut backoff = DefaultBackoff::default();
     loop {
         let attributes = overlay.borrow_and_update().attributes();
         let next = match registry.renew(&attributes).await {
@@ -193,7 +207,7 @@ pub async fn keep_own(
                     error = &error as &(dyn std::error::Error + Sync),
                     "this node's lease could not be renewed, trying again"
                 );
-                RETRY
+                backoff.next().unwrap_or(LONGEST_RETRY)
             }
         };
         tokio::select! {

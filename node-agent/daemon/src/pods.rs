@@ -6,27 +6,31 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use async_trait::async_trait;
-use ebpf_abi::Endpoint;
-use node_agent_host::{Ipam, MacAddr, PodHook, PodLink, PodNetwork};
+use ebpf_abi::{Endpoint, endpoint_flag};
+use node_agent_host::{HostPorts, Ipam, MacAddr, PodHook, PodLink, PodNetwork};
 use node_agent_maps::{Attached, Dataplane};
 use node_agent_model::{Change, ChangeId};
 use node_agent_reconcile::Handle;
 use tracing::{debug, info};
+
+use crate::host_ports;
 
 /// Called for each pod, by the kubelet or for the CNI plugin.
 #[derive(Debug)]
 pub struct Pods {
     handle: Handle,
     dataplane: Arc<Dataplane>,
+    host_ports: Arc<HostPorts>,
     /// The links that must have our program: interface names and indexes.
     wired: Mutex<BTreeMap<String, u32>>,
 }
 
 impl Pods {
-    pub fn new(handle: Handle, dataplane: Arc<Dataplane>) -> Self {
+    pub fn new(handle: Handle, dataplane: Arc<Dataplane>, host_ports: Arc<HostPorts>) -> Self {
         Self {
             handle,
             dataplane,
+            host_ports,
             wired: Mutex::default(),
         }
     }
@@ -84,10 +88,16 @@ impl PodHook for Pods {
             ..ChangeId::default()
         };
         for ip in &pod.ips {
-            let endpoint = endpoint(pod.ifindex, pod.pod_mac, pod.host_mac);
+            let endpoint = endpoint(pod.ifindex, pod.limited, pod.pod_mac, pod.host_mac);
             self.handle
                 .change(Change::Endpoint(*ip, Some(endpoint)), id.clone())
                 .await?;
+        }
+        if let Some(claim) = self.host_ports.of(&pod.uid) {
+            host_ports::check_services(self.dataplane.maps(), &claim)?;
+            for change in host_ports::changes(&claim, Some(&pod.ips)) {
+                self.handle.change(change, id.clone()).await?;
+            }
         }
         self.handle
             .flush()
@@ -116,6 +126,11 @@ impl PodHook for Pods {
                 .change(Change::Endpoint(*ip, None), id.clone())
                 .await?;
         }
+        if let Some(claim) = self.host_ports.of(&pod.uid) {
+            for change in host_ports::changes(&claim, None) {
+                self.handle.change(change, id.clone()).await?;
+            }
+        }
         self.handle
             .flush()
             .await
@@ -130,8 +145,9 @@ impl PodHook for Pods {
     }
 }
 
-/// The endpoints of the pods that an earlier agent wired, so that none is removed before the kubelet has looked.
-pub fn found(links: &[PodLink], ipam: &Ipam) -> Vec<Change> {
+/// The endpoints and host ports of the pods that an earlier agent wired, so that none is removed before the kubelet has
+/// looked.
+pub fn found(links: &[PodLink], ipam: &Ipam, ports: &HostPorts) -> Vec<Change> {
     let mut addresses: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
     for lease in ipam.leases() {
         addresses
@@ -140,18 +156,24 @@ pub fn found(links: &[PodLink], ipam: &Ipam) -> Vec<Change> {
             .push(lease.address);
     }
     let of = |link: &PodLink| {
-        let endpoint = endpoint(link.ifindex, link.pod_mac, link.host_mac);
+        let endpoint = endpoint(link.ifindex, link.limited, link.pod_mac, link.host_mac);
         let ips = addresses.get(&link.uid).cloned().unwrap_or_default();
         ips.into_iter()
             .map(move |ip| Change::Endpoint(ip, Some(endpoint)))
     };
-    links.iter().flat_map(of).collect()
+    let mut found: Vec<Change> = links.iter().flat_map(of).collect();
+    for (owner, claim) in ports.all() {
+        if let Some(ips) = addresses.get(&owner) {
+            found.extend(host_ports::changes(&claim, Some(ips)));
+        }
+    }
+    found
 }
 
-fn endpoint(ifindex: u32, pod_mac: MacAddr, host_mac: MacAddr) -> Endpoint {
+fn endpoint(ifindex: u32, limited: bool, pod_mac: MacAddr, host_mac: MacAddr) -> Endpoint {
     Endpoint {
         ifindex,
-        flags: 0,
+        flags: if limited { endpoint_flag::LIMITED } else { 0 },
         pod_mac: pod_mac.0,
         host_mac: host_mac.0,
         pad: 0,

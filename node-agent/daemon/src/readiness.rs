@@ -1,7 +1,7 @@
 //! Whether this node's dataplane is programmed, and if not, why.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use node_agent_reconcile::Handle;
@@ -17,6 +17,8 @@ pub struct Readiness {
     leaving: AtomicBool,
     /// Why the last version of the file of Services was not taken.
     file_error: Mutex<Option<String>>,
+    /// Why the programs do not encapsulate, where they should.
+    checksum_fault: Mutex<Option<String>>,
 }
 
 /// Passes may fail this long before the agent counts as unhealthy; the kube-proxy's patience is two sync periods of
@@ -83,6 +85,19 @@ impl Readiness {
         *now = error;
     }
 
+    pub fn set_checksum_fault(&self, fault: Option<String>) {
+        *self.checksum_fault() = fault;
+    }
+
+    pub fn has_checksum_fault(&self) -> bool {
+        self.checksum_fault().is_some()
+    }
+
+    fn checksum_fault(&self) -> MutexGuard<'_, Option<String>> {
+        let fault = self.checksum_fault.lock();
+        fault.unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn set_leaving(&self, leaving: bool) {
         if self.leaving.swap(leaving, Ordering::Relaxed) != leaving {
             info!(leaving, "the Node is about to go, or no longer");
@@ -110,8 +125,9 @@ impl Readiness {
 
     /// What works but not as asked.
     pub fn warnings(&self) -> Vec<String> {
+        let fault = self.checksum_fault().clone();
         let Some(status) = self.reconciler.get().map(Handle::status) else {
-            return Vec::new();
+            return fault.into_iter().collect();
         };
         let error = status
             .error
@@ -121,6 +137,7 @@ impl Readiness {
             .refused
             .into_iter()
             .map(|refusal| format!("{}: map {} is full", refusal.object, refusal.map));
+        let error = fault.into_iter().chain(error);
         error.chain(refused).chain(self.file_error()).collect()
     }
 }

@@ -59,7 +59,11 @@ impl Source {
                 config,
             });
         };
-        let nodes = Arc::new(KubeRegistry::new(client.clone(), &flags.node_name));
+        let nodes = Arc::new(KubeRegistry::new(
+            client.clone(),
+            &flags.node_name,
+            flags.kube_annotation_prefix.clone(),
+        ));
         Ok(Self {
             registry: nodes.clone(),
             nodes: Some(nodes),
@@ -110,6 +114,7 @@ impl Source {
     pub fn backend(&self, flags: &Flags) -> Backend {
         let by_flags = Backend {
             mode: flags.overlay,
+            direct_routing: flags.direct_routing,
             vni: flags.vni,
             port: flags.overlay_port(),
         };

@@ -1,10 +1,12 @@
 //! Metrics that others keep: the kernel in its maps, the kubelet in its counters. Read at each scrape.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
+use ebpf_abi::{Counter, PeerCount};
 use node_agent_kubelet::Kubelet;
-use node_agent_maps::Maps;
+use node_agent_maps::{MapError, Maps};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -105,6 +107,7 @@ impl Collector for Dataplane {
                     &mut encoder,
                     "fairlead_drop_packets",
                     "Packets that the programs dropped",
+                    "reason",
                     packets,
                 )?;
                 let bytes = drops
@@ -114,10 +117,15 @@ impl Collector for Dataplane {
                     &mut encoder,
                     "fairlead_drop_bytes",
                     "Bytes of these packets",
+                    "reason",
                     bytes,
                 )?;
             }
             Err(error) => warn!(%error, "the drop counters could not be read"),
+        }
+        match self.peers() {
+            Ok(peers) => encode_peers(&mut encoder, &peers)?,
+            Err(error) => warn!(%error, "the counters of peers could not be read"),
         }
         match self.0.usage() {
             Ok(usage) => {
@@ -142,15 +150,76 @@ impl Collector for Dataplane {
     }
 }
 
+impl Dataplane {
+    /// What went to and came from each node. A node that is reached in two ways, by plain routing of both families, is
+    /// one.
+    fn peers(&self) -> Result<BTreeMap<String, PeerCount>, MapError> {
+        let mut peers: BTreeMap<String, PeerCount> = BTreeMap::new();
+        for (id, name) in self.0.peer_name.entries()? {
+            let count = self.0.peer_count(id)?;
+            let node = name.name().trim_end_matches("/ipv6").to_owned();
+            let sum = peers.entry(node).or_default();
+            for (sum, more) in [
+                (&mut sum.sent, count.sent),
+                (&mut sum.received, count.received),
+                (&mut sum.dropped, count.dropped),
+            ] {
+                sum.packets += more.packets;
+                sum.bytes += more.bytes;
+            }
+        }
+        Ok(peers)
+    }
+}
+
+fn encode_peers(
+    encoder: &mut DescriptorEncoder,
+    peers: &BTreeMap<String, PeerCount>,
+) -> fmt::Result {
+    type Part = fn(&PeerCount) -> Counter;
+    let parts: [(&str, &str, Part); 3] = [
+        ("sent", "that went to the node", |count| count.sent),
+        (
+            "received",
+            "that came out of the overlay from the node",
+            |count| count.received,
+        ),
+        (
+            "dropped",
+            "to or from the node that were dropped here",
+            |count| count.dropped,
+        ),
+    ];
+    for (name, help, part) in parts {
+        for (unit, value) in [
+            ("packets", (|counter| counter.packets) as fn(Counter) -> u64),
+            ("bytes", |counter| counter.bytes),
+        ] {
+            counters(
+                encoder,
+                &format!("fairlead_peer_{name}_{unit}"),
+                &format!("Inner {unit} {help}"),
+                "peer",
+                peers
+                    .iter()
+                    .map(|(node, count)| (node.as_str(), value(part(count)))),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// One counter for each value of a label.
 fn counters<'a>(
     encoder: &mut DescriptorEncoder,
     name: &str,
     help: &str,
+    label: &str,
     values: impl Iterator<Item = (&'a str, u64)>,
 ) -> fmt::Result {
     let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (reason, value) in values {
-        ConstCounter::new(value).encode(metric.encode_family(&[("reason", reason)])?)?;
+    for (text, value) in values {
+        ConstCounter::new(value).encode(metric.encode_family(&[(label, text)])?)?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use node_agent_reconcile::Handle;
 use node_agent_reflect::{FileError, Message, Reflected, Source, with_causes};
 use tokio::sync::mpsc;
 
+use crate::external::ExternalAddresses;
 use crate::readiness::Readiness;
 
 /// Where Services and EndpointSlices come from.
@@ -29,6 +30,7 @@ pub struct Streams {
     /// This node's name.
     pub own: String,
     pub readiness: Arc<Readiness>,
+    pub external: ExternalAddresses,
 }
 
 impl Streams {
@@ -74,7 +76,12 @@ impl Streams {
             Message::Object {
                 reflected: Reflected::Change(change),
                 id,
-            } => self.handle.change(change, id).await?,
+            } => {
+                if let Change::Service(name, service) = &change {
+                    self.external.service(name, service.as_ref());
+                }
+                self.handle.change(change, id).await?;
+            }
             Message::Object {
                 reflected: Reflected::Node { name, node },
                 id,
@@ -85,6 +92,10 @@ impl Streams {
                     let zone = node.as_ref().and_then(|node| node.zone.clone());
                     self.handle.change(Change::Zone(zone), id.clone()).await?;
                 }
+                let addresses = node
+                    .iter()
+                    .flat_map(|node| node.internal_ips.iter().chain(&node.other_ips));
+                self.external.node(&name, addresses.copied());
                 if let Some(nodes) = &self.nodes {
                     nodes.node(name, node.as_ref(), id).await;
                 }

@@ -35,9 +35,14 @@ pub enum NetworkError {
     #[error("interface {name} has no IPv4 and no IPv6 address of global scope")]
     NoAddress { name: String },
     #[error(
-        "interface {name} exists and is no veth of ours (its MAC is {mac}): remove or rename it"
+        "interface {name} exists and is no device of ours (its MAC is {mac}): remove or rename it"
     )]
     NotOurs { name: String, mac: MacAddr },
+    #[error(
+        "something else has UDP port {port}, or is a VXLAN device with VNI {vni}: remove it (flannel's is flannel.{vni}), or choose \
+         another --overlay-port or --vni on every node"
+    )]
+    PortTaken { port: u16, vni: u32 },
     #[error("no gateway for {address}: the host device has no address of that family")]
     NoGateway { address: IpAddr },
     #[error("no gateway for {prefix}: the host device has no address of that family")]

@@ -2,7 +2,9 @@
 
 use ipnetwork::IpNetwork;
 
-use crate::{HOST_DEVICE, Network, NetworkError};
+use rtnetlink::packet_route::route::RouteHeader;
+
+use crate::{HOST_DEVICE, Network, NetworkError, service_routes::TABLE as SERVICE_TABLE};
 
 /// What went with the host's interface.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -27,18 +29,23 @@ impl Network {
                 mac: link.mac.unwrap_or_default(),
             });
         }
-        let routes = self.routes_of(link.index).await?;
-        let routes = routes.into_iter().map(|(route, _)| route.prefix).collect();
+        let mut routes = Vec::new();
+        for table in [RouteHeader::RT_TABLE_MAIN.into(), SERVICE_TABLE] {
+            let found = self.routes_of(link.index, table).await?;
+            routes.extend(found.into_iter().map(|(route, _)| route.prefix));
+        }
         Ok(Some(RemovedHostDevice { routes }))
     }
 
-    /// Removes `fairlead0` with its other side; the kernel removes the routes with it.
+    /// Removes `fairlead0` with its other side, and the kernel's VXLAN device if it was needed; the kernel removes the
+    /// routes with them.
     ///
     /// # Errors
     ///
     /// As for [`Network::host_device`].
     pub async fn remove_host_device(&self) -> Result<Option<RemovedHostDevice>, NetworkError> {
         let removed = self.host_device().await?;
+        self.remove_vxlan_device().await?;
         if removed.is_some()
             && let Some(link) = self.link(HOST_DEVICE).await?
         {

@@ -11,7 +11,10 @@ use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkVeth,
     packet_route::{
         address::{AddressAttribute, AddressFlags, AddressMessage},
-        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        link::{
+            InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
+            LinkMessage,
+        },
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     },
 };
@@ -47,6 +50,10 @@ pub(crate) struct Link {
     /// The interface index of the other side of a veth pair, in the namespace of that side.
     pub peer_index: Option<u32>,
     pub is_veth: bool,
+    /// What a VXLAN device is set to.
+    pub vxlan: Option<Vec<InfoVxlan>>,
+    /// The kind of its root queueing discipline.
+    pub queue: Option<String>,
     /// Set up by an administrator, whatever the carrier says.
     pub is_up: bool,
 }
@@ -267,6 +274,8 @@ impl From<LinkMessage> for Link {
             alias: None,
             peer_index: None,
             is_veth: false,
+            vxlan: None,
+            queue: None,
             is_up: message.header.flags.contains(LinkFlags::Up),
         };
         for attribute in message.attributes {
@@ -275,11 +284,16 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::Address(bytes) => link.mac = MacAddr::from_slice(&bytes),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+                LinkAttribute::Qdisc(kind) => link.queue = Some(kind),
                 LinkAttribute::Link(index) => link.peer_index = Some(index),
                 LinkAttribute::LinkInfo(infos) => {
                     link.is_veth = infos
                         .iter()
                         .any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
+                    link.vxlan = infos.into_iter().find_map(|info| match info {
+                        LinkInfo::Data(InfoData::Vxlan(settings)) => Some(settings),
+                        _ => None,
+                    });
                 }
                 _ => {}
             }

@@ -8,7 +8,9 @@ use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd, path::Path};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    MacAddr, Network, NetworkError, in_namespace,
+    Bandwidth, MacAddr, Network, NetworkError,
+    bandwidth::TOKEN_BUCKET,
+    in_namespace,
     namespace::{self},
     netlink::{Link, VethSide},
     sysctl::{self, Family},
@@ -36,6 +38,7 @@ pub struct PodLinkSpec {
     pub gateways: Vec<IpAddr>,
     /// In bytes.
     pub mtu: u32,
+    pub bandwidth: Bandwidth,
     /// Parameters of the pod's own network namespace, such as `net.ipv4.ip_unprivileged_port_start`.
     pub sysctls: BTreeMap<String, String>,
 }
@@ -54,6 +57,8 @@ pub struct PodLink {
     pub pod_mac: MacAddr,
     /// In bytes.
     pub mtu: u32,
+    /// Whether packets to the pod wait before the host's side: they must not go around it.
+    pub limited: bool,
 }
 
 /// The name of the host's side of a pod's link: `fl` and 13 hexadecimal digits, 15 characters.
@@ -105,6 +110,7 @@ impl Network {
             host_mac: host_mac(&spec.uid),
             pod_mac: pod_mac(&spec.uid),
             mtu: spec.mtu,
+            limited: spec.bandwidth.ingress.is_some(),
         })
     }
 
@@ -197,7 +203,9 @@ async fn configure_host_side(
     link: &Link,
     spec: &PodLinkSpec,
 ) -> Result<(), NetworkError> {
-    host.set_up(link.index, spec.mtu, Some(&alias(spec))).await
+    host.set_up(link.index, spec.mtu, Some(&alias(spec)))
+        .await?;
+    host.limit(link, spec.bandwidth.ingress).await
 }
 
 async fn configure_pod_side(pod: &Network, spec: &PodLinkSpec) -> Result<(), NetworkError> {
@@ -211,6 +219,7 @@ async fn configure_pod_side(pod: &Network, spec: &PodLinkSpec) -> Result<(), Net
         .await?
         .ok_or_else(|| missing(&spec.device))?;
     pod.set_up(device.index, spec.mtu, None).await?;
+    pod.limit(&device, spec.bandwidth.egress).await?;
     pod.set_addresses(device.index, &spec.ips).await?;
     for address in &spec.ips {
         let gateway = gateway_for(spec, *address)?;
@@ -268,6 +277,7 @@ fn pod_link(link: Link) -> Option<PodLink> {
         host_mac: link.mac.unwrap_or_default(),
         pod_mac: pod_mac(uid),
         mtu: link.mtu,
+        limited: link.queue.as_deref() == Some(TOKEN_BUCKET),
         ifname: link.name,
     })
 }
@@ -285,6 +295,8 @@ mod tests {
             alias: Some(alias.to_owned()),
             peer_index: Some(2),
             is_veth: true,
+            vxlan: None,
+            queue: None,
             is_up: true,
         }
     }
@@ -309,6 +321,7 @@ mod tests {
             ips: Vec::new(),
             gateways: Vec::new(),
             mtu: 1450,
+            bandwidth: Bandwidth::default(),
             sysctls: BTreeMap::new(),
         };
         let found = pod_link(link(&alias(&spec), &pod_device_name("u1"))).unwrap();
@@ -342,6 +355,7 @@ mod tests {
             ips: Vec::new(),
             gateways: Vec::new(),
             mtu: 1450,
+            bandwidth: Bandwidth::default(),
             sysctls: BTreeMap::new(),
         };
         assert_eq!(alias(&spec).len(), ALIAS_MAX);

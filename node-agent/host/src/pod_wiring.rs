@@ -14,7 +14,10 @@ use std::{
 use anyhow::Context;
 use async_trait::async_trait;
 
-use crate::{Ipam, MacAddr, Network, POD_DEVICE, PodCidr, PodLink, PodLinkSpec, pod_device_name};
+use crate::{
+    Bandwidth, HostPort, HostPorts, Ipam, MacAddr, Network, POD_DEVICE, PodCidr, PodLink,
+    PodLinkSpec, PortClaim, pod_device_name,
+};
 
 /// A pod's place in the network, complete: what the dataplane must know before the pod's first packet.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -30,6 +33,8 @@ pub struct PodNetwork {
     pub ifname: String,
     pub pod_mac: MacAddr,
     pub host_mac: MacAddr,
+    /// Whether packets to the pod wait before the host's side: they must not go around it.
+    pub limited: bool,
     /// The pod's network namespace, a path that may be opened while the pod's sandbox lives.
     pub netns: PathBuf,
 }
@@ -54,6 +59,7 @@ pub trait PodHook: Send + Sync + 'static {
 pub struct PodWiring {
     pub network: Network,
     pub ipam: Arc<Ipam>,
+    pub host_ports: Arc<HostPorts>,
     /// MTU of the links of pods that are wired from now on, in bytes: it follows the underlay's.
     pub mtu: Arc<AtomicU32>,
     pub hook: Arc<dyn PodHook>,
@@ -80,22 +86,37 @@ impl PodWiring {
             ips: self.ipam.addresses(uid),
             gateways: self.ipam.cidrs().iter().map(PodCidr::gateway).collect(),
             mtu: self.mtu.load(Ordering::Relaxed),
+            bandwidth: Bandwidth::default(),
             sysctls: BTreeMap::new(),
         }
     }
 
-    /// Leases addresses, links the pod to its node and waits until the dataplane knows it. Calling again completes what
-    /// an earlier call left, and gives the same addresses.
+    /// Leases addresses and `ports` of the node, links the pod to its node and waits until the dataplane knows it. Calling
+    /// again completes what an earlier call left, and gives the same addresses.
     ///
     /// # Errors
     ///
-    /// What failed; the lease and the link stay until [`PodWiring::unwire`].
-    pub async fn wire(&self, mut spec: PodLinkSpec, netns: &Path) -> anyhow::Result<PodNetwork> {
+    /// What failed; the leases and the link stay until [`PodWiring::unwire`].
+    pub async fn wire(
+        &self,
+        mut spec: PodLinkSpec,
+        ports: Vec<HostPort>,
+        netns: &Path,
+    ) -> anyhow::Result<PodNetwork> {
         let (ipam, uid) = (self.ipam.clone(), spec.uid.clone());
         // Each lease is synced to the disk.
         spec.ips = tokio::task::spawn_blocking(move || ipam.allocate(&uid))
             .await?
             .context("allocate the pod's addresses")?;
+        let (host_ports, uid) = (self.host_ports.clone(), spec.uid.clone());
+        let claim = PortClaim {
+            namespace: spec.namespace.clone(),
+            name: spec.name.clone(),
+            ports,
+        };
+        tokio::task::spawn_blocking(move || host_ports.claim(&uid, claim))
+            .await?
+            .context("give the pod its ports of the node")?;
         let link = self
             .network
             .wire_pod(&spec, netns)
@@ -137,6 +158,7 @@ impl PodWiring {
                 ifname: pod_device_name(uid),
                 pod_mac: MacAddr::default(),
                 host_mac: MacAddr::default(),
+                limited: false,
                 netns: PathBuf::new(),
             },
         };
@@ -148,11 +170,25 @@ impl PodWiring {
             .unwire_pod(uid)
             .await
             .context("remove the pod's link")?;
-        let (ipam, uid) = (self.ipam.clone(), uid.to_owned());
-        tokio::task::spawn_blocking(move || ipam.release(&uid))
-            .await?
-            .context("release the pod's addresses")?;
-        Ok(())
+        self.release(uid).await
+    }
+
+    /// Takes back ports and addresses of a pod of which nothing else is left: the addresses last, since by them the pod
+    /// is found again if this fails.
+    ///
+    /// # Errors
+    ///
+    /// When the disk does not take it.
+    pub async fn release(&self, uid: &str) -> anyhow::Result<()> {
+        let (ipam, host_ports, uid) = (self.ipam.clone(), self.host_ports.clone(), uid.to_owned());
+        tokio::task::spawn_blocking(move || {
+            host_ports
+                .release(&uid)
+                .context("release the pod's ports of the node")?;
+            ipam.release(&uid).context("release the pod's addresses")?;
+            anyhow::Ok(())
+        })
+        .await?
     }
 }
 
@@ -166,6 +202,7 @@ fn pod_network(link: PodLink, ips: Vec<IpAddr>, netns: PathBuf) -> PodNetwork {
         ifname: link.ifname,
         pod_mac: link.pod_mac,
         host_mac: link.host_mac,
+        limited: link.limited,
         netns,
     }
 }

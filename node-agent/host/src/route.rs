@@ -7,7 +7,7 @@ use rtnetlink::{
     IpVersion, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
-        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol},
+        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteVia},
     },
 };
 
@@ -19,7 +19,7 @@ use crate::{
 
 /// The number in `rtm_protocol` that marks our routes (`ip route` shows it as `proto 250`); rtnetlink(7) leaves
 /// numbers above `RTPROT_STATIC` to user space.
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(250);
+pub(crate) const PROTOCOL: RouteProtocol = RouteProtocol::Other(250);
 
 /// How many routes were written and removed.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -48,13 +48,25 @@ impl Network {
         device: &HostDevice,
         prefixes: &[IpNetwork],
     ) -> Result<RouteChanges, NetworkError> {
-        let mut wanted = BTreeSet::new();
+        self.set_routes(device, RouteHeader::RT_TABLE_MAIN.into(), prefixes)
+            .await
+    }
+
+    /// As [`Network::set_host_routes`], in any table.
+    pub(crate) async fn set_routes(
+        &self,
+        device: &HostDevice,
+        table: u32,
+        prefixes: &[IpNetwork],
+    ) -> Result<RouteChanges, NetworkError> {
+        let (mut wanted, mut kept) = (BTreeSet::new(), BTreeSet::new());
         for prefix in prefixes {
             let source = device
                 .gateway_for(prefix.ip())
                 .ok_or(NetworkError::NoGatewayForPrefix { prefix: *prefix })?;
             let prefix = IpNetwork::new(prefix.network(), prefix.prefix())
                 .expect("the prefix comes from a network");
+            kept.insert(prefix);
             wanted.insert(HostRoute {
                 prefix,
                 source: Some(source),
@@ -62,9 +74,9 @@ impl Network {
         }
         let mut changes = RouteChanges::default();
         let mut present = BTreeSet::new();
-        for (route, message) in self.routes_of(device.ifindex).await? {
+        for (route, message) in self.routes_of(device.ifindex, table).await? {
             present.insert(route);
-            if wanted.iter().any(|other| other.prefix == route.prefix) {
+            if kept.contains(&route.prefix) {
                 continue;
             }
             match self.handle.route().del(message).execute().await {
@@ -74,7 +86,7 @@ impl Network {
             changes.removed += 1;
         }
         for route in wanted.difference(&present) {
-            let message = route_message(route, device);
+            let message = route_message(route, device, table);
             let operation = failed(format!("write the route to {}", route.prefix));
             self.handle
                 .route()
@@ -115,24 +127,70 @@ impl Network {
     pub(crate) async fn routes_of(
         &self,
         ifindex: u32,
+        table: u32,
     ) -> Result<Vec<(HostRoute, RouteMessage)>, NetworkError> {
         let mut found = Vec::new();
-        for version in [IpVersion::V4, IpVersion::V6] {
-            let messages: Vec<RouteMessage> = self
-                .list(|handle| handle.route().get(query(version)).execute())
-                .await
-                .map_err(failed("list the routes"))?;
-            for message in messages {
-                let ours = message.header.protocol == PROTOCOL
-                    && message.header.table == RouteHeader::RT_TABLE_MAIN
-                    && output_interface(&message) == Some(ifindex);
-                if let (true, Some(route)) = (ours, host_route(&message)) {
-                    found.push((route, message));
-                }
+        for message in self.all_routes().await? {
+            let ours = message.header.protocol == PROTOCOL
+                && table_of(&message) == table
+                && output_interface(&message) == Some(ifindex);
+            if let (true, Some(route)) = (ours, host_route(&message)) {
+                found.push((route, message));
             }
         }
         Ok(found)
     }
+
+    /// The routers of this machine: next hops of routes that are not ours, in every table.
+    ///
+    /// # Errors
+    ///
+    /// A failed netlink request.
+    pub async fn routers(&self) -> Result<BTreeSet<IpAddr>, NetworkError> {
+        let routes = self.all_routes().await?;
+        let others = routes
+            .iter()
+            .filter(|route| route.header.protocol != PROTOCOL);
+        Ok(others
+            .flat_map(|route| next_hops(&route.attributes))
+            .collect())
+    }
+
+    async fn all_routes(&self) -> Result<Vec<RouteMessage>, NetworkError> {
+        let mut routes = Vec::new();
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let of_family: Vec<RouteMessage> = self
+                .list(|handle| handle.route().get(query(version)).execute())
+                .await
+                .map_err(failed("list the routes"))?;
+            routes.extend(of_family);
+        }
+        Ok(routes)
+    }
+}
+
+/// The number of a route's table; the header has room for the first 255.
+fn table_of(route: &RouteMessage) -> u32 {
+    let mut attributes = route.attributes.iter();
+    let table = attributes.find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    table.unwrap_or(route.header.table.into())
+}
+
+fn next_hops(attributes: &[RouteAttribute]) -> Vec<IpAddr> {
+    let of = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Gateway(gateway) => ip(gateway).into_iter().collect(),
+        RouteAttribute::Via(RouteVia::Inet(gateway)) => vec![IpAddr::from(*gateway)],
+        RouteAttribute::Via(RouteVia::Inet6(gateway)) => vec![IpAddr::from(*gateway)],
+        RouteAttribute::MultiPath(hops) => {
+            let hops = hops.iter().map(|hop| next_hops(&hop.attributes));
+            hops.flatten().collect()
+        }
+        _ => Vec::new(),
+    };
+    attributes.iter().flat_map(of).collect()
 }
 
 /// The question for all routes of one family.
@@ -157,8 +215,9 @@ pub(crate) fn output_interface(route: &RouteMessage) -> Option<u32> {
         })
 }
 
-fn route_message(route: &HostRoute, device: &HostDevice) -> RouteMessage {
+fn route_message(route: &HostRoute, device: &HostDevice, table: u32) -> RouteMessage {
     let mut message = onlink(route.prefix, device.ifindex, next_hop(route.prefix.ip()));
+    message.attributes.push(RouteAttribute::Table(table));
     if let Some(source) = route.source {
         message
             .attributes

@@ -16,3 +16,9 @@ pub fn lease_dir(state_dir: &Path) -> PathBuf {
 pub fn sysctl_record(state_dir: &Path) -> PathBuf {
     state_dir.join("sysctls")
 }
+
+/// The ports of the node that pods have, see [`crate::HostPorts`].
+#[must_use]
+pub fn host_port_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("host-ports")
+}

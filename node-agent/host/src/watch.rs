@@ -6,15 +6,17 @@ use tokio::sync::mpsc;
 
 use crate::NetworkError;
 
-const GROUPS: [MulticastGroup; 5] = [
+const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Rule,
 ];
 
-/// Tells of changes to links, addresses and routes in the namespace of the thread that made it.
+/// Tells of changes to links, addresses, routes and their rules in the namespace of the thread that made it.
 #[derive(Debug)]
 pub struct NetworkChanges(mpsc::Receiver<()>);
 

@@ -17,8 +17,9 @@ use nix::{
     unistd::Uid,
 };
 use node_agent_host::{
-    HOST_DEVICE, HOST_DEVICE_PEER, HostDevice, HostDeviceSpec, MacAddr, Network, NetworkError,
-    POD_DEVICE, PodCidr, PodLinkSpec, RouteChanges, apply_host_sysctls, in_namespace, namespace_id,
+    Bandwidth, HOST_DEVICE, HOST_DEVICE_PEER, HostDevice, HostDeviceSpec, MacAddr, Network,
+    NetworkError, POD_DEVICE, PodCidr, PodLinkSpec, RouteChanges, apply_host_sysctls, in_namespace,
+    namespace_id,
 };
 
 const MTU: u32 = 1450;
@@ -118,6 +119,7 @@ fn pod(uid: &str, ips: &[&str]) -> PodLinkSpec {
         ips: ips.iter().map(|text| text.parse().unwrap()).collect(),
         gateways: cidrs().iter().map(PodCidr::gateway).collect(),
         mtu: MTU,
+        bandwidth: Bandwidth::default(),
         sysctls: BTreeMap::new(),
     }
 }

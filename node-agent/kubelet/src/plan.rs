@@ -14,6 +14,8 @@ pub(crate) struct View {
     pub dead_sandboxes: Vec<Record>,
     /// By name, each container's incarnations, the oldest first.
     pub containers: BTreeMap<String, Vec<Record>>,
+    /// By name, how often each container was restarted as far as this agent has seen, though Docker has it no more.
+    pub seen_restarts: BTreeMap<String, u32>,
 }
 
 /// What is known of a running container beyond that it runs.
@@ -66,6 +68,16 @@ impl View {
             incarnations.sort_by_key(|record| record.restart_count);
         }
         view
+    }
+
+    /// Adds what is there to what was `seen` before, and knows that too from now on.
+    pub fn remember(&mut self, seen: &mut BTreeMap<String, u32>) {
+        for (name, incarnations) in &self.containers {
+            if let Some(latest) = incarnations.last() {
+                seen.insert(name.clone(), latest.restart_count);
+            }
+        }
+        self.seen_restarts.clone_from(seen);
     }
 
     pub fn latest(&self, name: &str) -> Option<&Record> {
@@ -232,8 +244,12 @@ fn start(pod: &Pod, view: &View, container: &Container) -> Step {
         // Made, but the start never happened: this is still the same attempt.
         Some(record) if record.state == State::Created => record.restart_count,
         Some(record) => record.restart_count + 1,
-        // Docker may have lost its containers; the API server remembers.
-        None => known_restarts(pod, &container.name).map_or(0, |count| count + 1),
+        // It went with its sandbox, or Docker has lost it; the API server remembers, once it has been told.
+        None => {
+            let seen = view.seen_restarts.get(&container.name).copied();
+            let known = known_restarts(pod, &container.name);
+            known.max(seen).map_or(0, |count| count + 1)
+        }
     };
     let after = latest
         .filter(|record| record.exit_code().is_some())

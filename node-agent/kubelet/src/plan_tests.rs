@@ -258,6 +258,27 @@ fn a_pod_whose_end_was_reported_never_runs_again() {
 }
 
 #[test]
+fn a_container_that_went_with_its_sandbox_is_restarted_though_nobody_was_told_that_it_ran() {
+    let pod = pod("Always", &[], &["a"]);
+    let mut seen = BTreeMap::new();
+    View::new(vec![sandbox(), running("a", 0)]).remember(&mut seen);
+    let new = record("POD", 1, "", State::Running { pid: 2 });
+    let mut view = View::new(vec![new]);
+    view.remember(&mut seen);
+    let steps = plan(&pod, &view, well);
+    assert!(
+        matches!(
+            steps[..],
+            [Step::Start {
+                restart_count: 1,
+                ..
+            }]
+        ),
+        "{steps:?}"
+    );
+}
+
+#[test]
 fn restarts_are_counted_on_when_docker_has_forgotten() {
     use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
     let mut pod = pod("Always", &[], &["a"]);

@@ -4,7 +4,7 @@
 //! pods' containers by label, links by alias and addresses by lease.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -82,6 +82,8 @@ pub(crate) struct Worker {
     pub(crate) reported: Option<Value>,
     /// The last try to report has failed.
     pub(crate) unreported: bool,
+    /// By name, how often each container was restarted.
+    seen_restarts: BTreeMap<String, u32>,
     failures: u32,
     /// When the volumes of ConfigMaps and Secrets were last looked at.
     pub(crate) volumes_at: Instant,
@@ -115,6 +117,7 @@ impl Worker {
             waiting: HashMap::new(),
             reported: None,
             unreported: false,
+            seen_restarts: BTreeMap::new(),
             failures: 0,
             volumes_at: Instant::now(),
         }
@@ -178,7 +181,8 @@ impl Worker {
     async fn sync(&mut self, pod: &Arc<Pod>) -> anyhow::Result<Next> {
         let mut next = LOOK_ANYWAY;
         for _ in 0..ROUNDS {
-            let view = self.view().await?;
+            let mut view = self.view().await?;
+            view.remember(&mut self.seen_restarts);
             self.watch_probes(pod, &view);
             if view.running().next().is_some() {
                 self.refresh_volumes(pod).await;

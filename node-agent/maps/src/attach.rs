@@ -49,9 +49,39 @@ pub enum LinkTarget {
     Gone,
 }
 
+/// How a device runs an XDP program. Its pin's name says it: the kernel's link does not tell.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum DeviceMode {
+    /// In the driver, before there is a socket buffer.
+    Native,
+    /// In the stack, on a socket buffer: for any device.
+    Generic,
+}
+
+impl DeviceMode {
+    pub const ALL: [Self; 2] = [Self::Native, Self::Generic];
+
+    /// The name of the link's pin.
+    pub const fn link(self) -> &'static str {
+        match self {
+            Self::Native => "from_device_native",
+            Self::Generic => "from_device_generic",
+        }
+    }
+
+    /// `XDP_FLAGS_DRV_MODE` and `XDP_FLAGS_SKB_MODE` of `linux/if_link.h`.
+    const fn flags(self) -> u32 {
+        match self {
+            Self::Native => 1 << 2,
+            Self::Generic => 1 << 1,
+        }
+    }
+}
+
 /// Where to attach.
 enum Target<'a> {
     Interface(u32),
+    Device { ifindex: u32, mode: DeviceMode },
     Cgroup { directory: BorrowedFd<'a>, id: u64 },
 }
 
@@ -90,6 +120,44 @@ impl Dataplane {
     pub fn attach_uplink(&self, ifindex: u32) -> Result<Attached, Error> {
         let program = Program::FromNetwork;
         self.attach(program.name(), program, &Target::Interface(ifindex))
+    }
+
+    /// Attaches `from_vxlan` to the kernel's VXLAN device.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Dataplane::attach_pod`].
+    pub fn attach_vxlan(&self, ifindex: u32) -> Result<Attached, Error> {
+        let program = Program::FromVxlan;
+        self.attach(program.name(), program, &Target::Interface(ifindex))
+    }
+
+    /// Attaches `from_device` to the uplink, before everything else there; a link of the other mode goes first, since a
+    /// device has one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Dataplane::attach_pod`]; natively also when the device's driver cannot, or not at its MTU.
+    pub fn attach_device(&self, ifindex: u32, mode: DeviceMode) -> Result<Attached, Error> {
+        for other in DeviceMode::ALL {
+            if other != mode {
+                self.detach(other.link())?;
+            }
+        }
+        let target = Target::Device { ifindex, mode };
+        self.attach(mode.link(), Program::FromDevice, &target)
+    }
+
+    /// Removes the links of `from_device`.
+    ///
+    /// # Errors
+    ///
+    /// When a pin cannot be removed.
+    pub fn detach_device(&self) -> Result<(), Error> {
+        for mode in DeviceMode::ALL {
+            self.detach(mode.link())?;
+        }
+        Ok(())
     }
 
     /// Attaches `from_host` to the way out of `fairlead0`.
@@ -138,15 +206,25 @@ impl Dataplane {
     /// When the name does not fit or the pin cannot be removed.
     pub fn detach(&self, name: &str) -> Result<bool, Error> {
         let path = self.link_path(name)?;
-        match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(source) => Err(Error::Link {
-                action: "remove",
-                name: name.into(),
+        let failed = |action| {
+            let name = name.to_owned();
+            move |source| Error::Link {
+                action,
+                name,
                 source,
-            }),
+            }
+        };
+        let Some(link) = sys::obj_get(&path, Access::ReadWrite).map_err(failed("open"))? else {
+            return Ok(false);
+        };
+        match sys::link_detach(link.as_fd()) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => {
+                return Err(failed("detach")(error));
+            }
+            _ => {}
         }
+        fs::remove_file(&path).map_err(failed("remove"))?;
+        Ok(true)
     }
 
     /// The pinned links, by name.
@@ -263,6 +341,7 @@ impl Target<'_> {
                     attach_type,
                 }
             }
+            Self::Device { ifindex, .. } => kind == LinkKind::Xdp { ifindex },
             Self::Cgroup { id, .. } => {
                 kind == LinkKind::Cgroup {
                     cgroup_id: id,
@@ -273,11 +352,12 @@ impl Target<'_> {
     }
 
     fn create(&self, fd: BorrowedFd<'_>, program: Program) -> io::Result<std::os::fd::OwnedFd> {
-        let target = match self {
-            Self::Interface(ifindex) => *ifindex,
-            Self::Cgroup { directory, .. } => directory.as_raw_fd() as u32,
+        let (target, flags) = match self {
+            Self::Interface(ifindex) => (*ifindex, 0),
+            Self::Device { ifindex, mode } => (*ifindex, mode.flags()),
+            Self::Cgroup { directory, .. } => (directory.as_raw_fd() as u32, 0),
         };
-        sys::link_create(fd, target, program.attach_type())
+        sys::link_create(fd, target, program.attach_type(), flags)
     }
 }
 
@@ -290,10 +370,12 @@ fn pod_link(name: &str) -> Result<String, Error> {
 
 fn target_of(kind: LinkKind) -> LinkTarget {
     match kind {
-        LinkKind::Tcx { ifindex: 0, .. } | LinkKind::Cgroup { cgroup_id: 0, .. } => {
-            LinkTarget::Gone
+        LinkKind::Tcx { ifindex: 0, .. }
+        | LinkKind::Xdp { ifindex: 0 }
+        | LinkKind::Cgroup { cgroup_id: 0, .. } => LinkTarget::Gone,
+        LinkKind::Tcx { ifindex, .. } | LinkKind::Xdp { ifindex } => {
+            LinkTarget::Interface { ifindex }
         }
-        LinkKind::Tcx { ifindex, .. } => LinkTarget::Interface { ifindex },
         LinkKind::Cgroup { cgroup_id, .. } => LinkTarget::Cgroup { id: cgroup_id },
         LinkKind::Other => LinkTarget::Gone,
     }

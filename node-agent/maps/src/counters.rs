@@ -2,12 +2,13 @@
 
 use std::{io, sync::OnceLock};
 
-use ebpf_abi::{Counter, DropReason};
+use ebpf_abi::{Counter, DropReason, PeerCount, Plain};
 
 use crate::{
     MapError, MapLayout, Maps,
     bytes::{as_bytes, from_bytes},
     sys,
+    table::RawMap,
 };
 
 /// What this process wrote to a map.
@@ -43,22 +44,32 @@ impl Maps {
     ///
     /// When the map cannot be read.
     pub fn drops(&self) -> Result<Vec<(DropReason, Counter)>, MapError> {
-        let mut values = vec![0; size_of::<Counter>() * possible_cpus()];
-        let mut drops = Vec::with_capacity(DropReason::ALL.len());
-        for &reason in DropReason::ALL {
-            self.drop.lookup(as_bytes(&(reason as u32)), &mut values)?;
+        let of_reason = |reason: &DropReason| {
             let mut sum = Counter::default();
-            for value in values.chunks_exact(size_of::<Counter>()) {
-                let counter: Counter = from_bytes(value);
-                sum.packets += counter.packets;
-                sum.bytes += counter.bytes;
-            }
-            drops.push((reason, sum));
-        }
-        Ok(drops)
+            let values: Vec<Counter> = per_cpu(&self.drop, *reason as u32)?;
+            values.into_iter().for_each(|value| add(&mut sum, value));
+            Ok((*reason, sum))
+        };
+        DropReason::ALL.iter().map(of_reason).collect()
     }
 
-    /// Entries and capacity of every hash and trie. Arrays are left out: the kernel counts no use of them.
+    /// What went to and came from a peer since it has its name, summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn peer_count(&self, peer_id: u32) -> Result<PeerCount, MapError> {
+        let mut sum = PeerCount::default();
+        for value in per_cpu::<PeerCount>(&self.peer_count, peer_id)? {
+            add(&mut sum.sent, value.sent);
+            add(&mut sum.received, value.received);
+            add(&mut sum.dropped, value.dropped);
+        }
+        Ok(sum)
+    }
+
+    /// Entries and capacity of every hash and trie, and of the connection tables. Other arrays are left out: nobody
+    /// counts their use.
     ///
     /// # Errors
     ///
@@ -74,6 +85,7 @@ impl Maps {
                 capacity: map.layout().max_entries,
             });
         }
+        usage.extend([self.v4.conns.usage(), self.v6.conns.usage()]);
         Ok(usage)
     }
 
@@ -95,6 +107,21 @@ impl Maps {
             .map(|map| (map.name(), map.operations()))
             .collect()
     }
+}
+
+fn add(sum: &mut Counter, value: Counter) {
+    sum.packets += value.packets;
+    sum.bytes += value.bytes;
+}
+
+/// An element's value on each CPU.
+fn per_cpu<V: Plain>(map: &RawMap, index: u32) -> Result<Vec<V>, MapError> {
+    let mut values = vec![0; size_of::<V>() * possible_cpus()];
+    map.lookup(as_bytes(&index), &mut values)?;
+    Ok(values
+        .chunks_exact(size_of::<V>())
+        .map(from_bytes)
+        .collect())
 }
 
 fn is_array(map_type: u32) -> bool {

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use ebpf_abi::{SLOTS_PER_WORD, conn_word};
+
 use crate::{MapError, MapLayout, Program};
 
 /// An operation of this crate failed.
@@ -36,8 +38,8 @@ pub enum Error {
     )]
     NotInObject { what: &'static str, name: String },
     #[error(
-        "map {map} is pinned at {} as {pinned}, but this agent wants {wanted}: ask for the pinned size, or remove \
-         the pin, by which its contents are lost",
+        "map {map} is pinned at {} as {pinned}, but this agent wants {wanted}: remove the pin, by which its \
+         contents are lost",
         path.display()
     )]
     LayoutDiffers {
@@ -45,6 +47,15 @@ pub enum Error {
         path: PathBuf,
         pinned: MapLayout,
         wanted: MapLayout,
+    },
+    #[error(
+        "map {map} holds {needed} entries, {wanted} were asked for: ask for at least so many, or take away what is \
+         in it"
+    )]
+    TooSmall {
+        map: &'static str,
+        needed: u32,
+        wanted: u32,
     },
     #[error(
         "map {map} is pinned at {} as {pinned}, but this version reads key {key_size} B value {value_size} B",
@@ -62,6 +73,11 @@ pub enum Error {
         path.display()
     )]
     InUse { path: PathBuf, owner: String },
+    #[error(
+        "map {map} cannot have {size} entries: a multiple of {SLOTS_PER_WORD}, at most {}",
+        conn_word::MAX_CONNS
+    )]
+    ConnTableSize { map: &'static str, size: u32 },
     #[error("map {map} is not pinned at {}: no agent ran with this directory", path.display())]
     NotPinned { map: &'static str, path: PathBuf },
     #[error("{action} program {program}")]

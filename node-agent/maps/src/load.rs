@@ -8,10 +8,11 @@ use std::{
 };
 
 use aya::{Ebpf, EbpfLoader, programs::ProgramError};
-use ebpf_abi::maps as names;
+use ebpf_abi::{ConnTable, buckets_for, fill_words_for, maps as names, used_words_for};
 
 use crate::{
-    Error, MapLayout, Maps, OBJECT, Program, adopt, identity::Identity, object, sys, sys::Access,
+    Error, MapLayout, Maps, OBJECT, Program, adopt, identity::Identity, object, resize, sys,
+    sys::Access,
 };
 
 /// The loaded dataplane. Dropping it detaches nothing: maps, programs and links stay pinned and keep forwarding.
@@ -25,8 +26,9 @@ pub struct Dataplane {
 /// How to load.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Sizes of maps by name, in place of the object's. They hold for new pins; a pinned map of another size is an
-    /// error.
+    /// Sizes of maps by name, in place of the object's. A pinned map of another size is copied, see
+    /// [`Dataplane::finish_resize`]; a connection table keeps its size. The index of a connection table follows the number
+    /// of its connections, which is a multiple of 64 and at most 2^20.
     pub max_entries: BTreeMap<&'static str, u32>,
     /// Read the records that the programs write with aya-log and hand them to the `log` facade. Does nothing, with a
     /// warning, when the object was built without its `log` feature.
@@ -40,6 +42,38 @@ pub(crate) struct Loaded {
     pub identity: Identity,
 }
 
+impl Options {
+    /// The sizes of all maps that do not have the object's.
+    pub(crate) fn sizes(&self) -> Result<BTreeMap<&'static str, u32>, Error> {
+        let mut sizes = self.max_entries.clone();
+        for (conns, index, fill, used) in [
+            (
+                names::CONN4,
+                names::CONN_INDEX4,
+                names::CONN_FILL4,
+                names::CONN_USED4,
+            ),
+            (
+                names::CONN6,
+                names::CONN_INDEX6,
+                names::CONN_FILL6,
+                names::CONN_USED6,
+            ),
+        ] {
+            let Some(&size) = self.max_entries.get(conns) else {
+                continue;
+            };
+            if !ConnTable::fits(size) {
+                return Err(Error::ConnTableSize { map: conns, size });
+            }
+            sizes.insert(index, buckets_for(size));
+            sizes.insert(fill, fill_words_for(size));
+            sizes.insert(used, used_words_for(size));
+        }
+        Ok(sizes)
+    }
+}
+
 impl Dataplane {
     /// Loads the object, with its maps, programs and (when they are attached) links pinned in `pin_dir`, usually
     /// [`ebpf_abi::maps::PIN_DIR`].
@@ -49,15 +83,19 @@ impl Dataplane {
     ///
     /// # Errors
     ///
-    /// When `pin_dir` is not on a bpffs, when a pinned map has another layout than the object wants, when the
-    /// kernel's verifier refuses a program.
+    /// When `pin_dir` is not on a bpffs, when a pinned map has another layout than the object wants or holds more than
+    /// its new size, when the kernel's verifier refuses a program.
     pub fn open(pin_dir: &Path, options: &Options) -> Result<Self, Error> {
         make_pin_dirs(pin_dir)?;
-        check_layouts(pin_dir, options)?;
+        let options = &Options {
+            max_entries: check_layouts(pin_dir, options)?,
+            ..options.clone()
+        };
         // The log is read from maps that only loading makes.
         if !options.log
             && let Some(adopted) = adopt::adopt(pin_dir)?
         {
+            resize::copy(pin_dir, &adopted.maps)?;
             tracing::info!(pin_dir = %pin_dir.display(), "maps and programs adopted");
             return Ok(adopted);
         }
@@ -68,7 +106,9 @@ impl Dataplane {
 
     fn load(pin_dir: &Path, options: &Options) -> Result<Self, Error> {
         let mut ebpf = load_object(pin_dir, options)?;
+        Maps::prepare(pin_dir)?;
         let maps = Maps::open(pin_dir, Access::ReadWrite)?;
+        resize::copy(pin_dir, &maps)?;
         let pinned_maps =
             map_ids(&maps).map_err(file_error("read the ids of the maps in", pin_dir))?;
         // From here to the end the pins may be of two objects.
@@ -92,6 +132,16 @@ impl Dataplane {
 
     pub fn maps(&self) -> &Maps {
         &self.maps
+    }
+
+    /// Gives up the maps in whose place others of a new size came; only to be called once every program is attached
+    /// that was attached before. The names of these maps.
+    ///
+    /// # Errors
+    ///
+    /// When a map cannot be read or written, or its pin not be removed.
+    pub fn finish_resize(&self) -> Result<Vec<&'static str>, Error> {
+        resize::finish(&self.pin_dir, &self.maps)
     }
 
     pub fn pin_dir(&self) -> &Path {
@@ -175,24 +225,28 @@ pub(crate) fn links_dir(pin_dir: &Path) -> PathBuf {
     pin_dir.join("links")
 }
 
-/// Compares what is pinned with what the object wants: aya adopts a pin without looking.
-fn check_layouts(pin_dir: &Path, options: &Options) -> Result<(), Error> {
+/// Compares what is pinned with what the object wants, since aya adopts a pin without looking, and puts aside what gets
+/// another size. The sizes that hold then.
+fn check_layouts(pin_dir: &Path, options: &Options) -> Result<BTreeMap<&'static str, u32>, Error> {
+    let mut sizes = options.sizes()?;
     let declared = object::declared_maps()?;
     for &name in names::ALL {
         let mut wanted: MapLayout = *declared.get(name).ok_or_else(|| Error::NotInObject {
             what: "map",
             name: name.into(),
         })?;
-        if let Some(&max_entries) = options.max_entries.get(name) {
+        if let Some(&max_entries) = sizes.get(name) {
             wanted.max_entries = max_entries;
         }
         let path = pin_dir.join(name);
-        let pinned = sys::obj_get(&path, Access::ReadOnly)
-            .and_then(|fd| fd.map(|fd| sys::map_info(fd.as_fd())).transpose())
-            .map_err(file_error("open pinned map", &path))?;
-        if let Some((_, pinned)) = pinned
-            && pinned != wanted
-        {
+        let Some(pinned) = resize::pinned_layout(&path)?.filter(|pinned| *pinned != wanted) else {
+            continue;
+        };
+        let resized = MapLayout {
+            max_entries: wanted.max_entries,
+            ..pinned
+        };
+        if resized != wanted {
             return Err(Error::LayoutDiffers {
                 map: name,
                 path,
@@ -200,8 +254,26 @@ fn check_layouts(pin_dir: &Path, options: &Options) -> Result<(), Error> {
                 wanted,
             });
         }
+        if let Some(reason) = resize::why_not(pin_dir, name) {
+            tracing::warn!(
+                map = name,
+                size = pinned.max_entries,
+                wanted = wanted.max_entries,
+                reason,
+                "keeps its size"
+            );
+            sizes.insert(name, pinned.max_entries);
+            continue;
+        }
+        resize::set_aside(pin_dir, name, &wanted)?;
+        tracing::info!(
+            map = name,
+            from = pinned.max_entries,
+            to = wanted.max_entries,
+            "gets another size"
+        );
     }
-    Ok(())
+    Ok(sizes)
 }
 
 fn load_object(pin_dir: &Path, options: &Options) -> Result<Ebpf, Error> {
@@ -209,7 +281,7 @@ fn load_object(pin_dir: &Path, options: &Options) -> Result<Ebpf, Error> {
     for &name in names::ALL {
         loader.map_pin_path(name, pin_dir.join(name));
     }
-    for (&name, &size) in &options.max_entries {
+    for (name, size) in options.sizes()? {
         loader.map_max_entries(name, size);
     }
     loader
@@ -224,7 +296,7 @@ fn was_interrupted(error: &ProgramError) -> bool {
     matches!(error, ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EAGAIN))
 }
 
-fn load_program(ebpf: &mut Ebpf, program: Program) -> Result<OwnedFd, Error> {
+pub(crate) fn load_program(ebpf: &mut Ebpf, program: Program) -> Result<OwnedFd, Error> {
     let missing = || Error::NotInObject {
         what: "program",
         name: program.name().into(),
@@ -235,6 +307,7 @@ fn load_program(ebpf: &mut Ebpf, program: Program) -> Result<OwnedFd, Error> {
     loop {
         let result = match loaded {
             aya::programs::Program::SchedClassifier(classifier) => classifier.load(),
+            aya::programs::Program::Xdp(xdp) => xdp.load(),
             aya::programs::Program::CgroupSockAddr(sock_addr) => sock_addr.load(),
             aya::programs::Program::CgroupSock(sock) => sock.load(),
             _ => return Err(missing()),

@@ -11,8 +11,12 @@ pub enum Program {
     FromPod,
     /// tcx ingress on the uplink.
     FromNetwork,
+    /// tcx ingress on the kernel's VXLAN device, where there is one.
+    FromVxlan,
     /// tcx egress on `fairlead0`.
     FromHost,
+    /// XDP on the uplink, where it is asked for.
+    FromDevice,
     Connect4,
     Connect6,
     GetPeerName4,
@@ -21,10 +25,12 @@ pub enum Program {
 }
 
 impl Program {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::FromPod,
         Self::FromNetwork,
+        Self::FromVxlan,
         Self::FromHost,
+        Self::FromDevice,
         Self::Connect4,
         Self::Connect6,
         Self::GetPeerName4,
@@ -45,7 +51,9 @@ impl Program {
         match self {
             Self::FromPod => "from_pod",
             Self::FromNetwork => "from_network",
+            Self::FromVxlan => "from_vxlan",
             Self::FromHost => "from_host",
+            Self::FromDevice => "from_device",
             Self::Connect4 => "connect4",
             Self::Connect6 => "connect6",
             Self::GetPeerName4 => "getpeername4",
@@ -57,8 +65,9 @@ impl Program {
     /// `enum bpf_attach_type` of its hook.
     pub(crate) const fn attach_type(self) -> u32 {
         match self {
-            Self::FromPod | Self::FromNetwork => attach_type::TCX_INGRESS,
+            Self::FromPod | Self::FromNetwork | Self::FromVxlan => attach_type::TCX_INGRESS,
             Self::FromHost => attach_type::TCX_EGRESS,
+            Self::FromDevice => attach_type::XDP,
             Self::Connect4 => attach_type::CGROUP_INET4_CONNECT,
             Self::Connect6 => attach_type::CGROUP_INET6_CONNECT,
             Self::GetPeerName4 => attach_type::CGROUP_INET4_GETPEERNAME,

@@ -1,7 +1,7 @@
 //! Plans into maps: neighbouring operations of one map become one batch, in the order of the plan.
 
 use ebpf_abi::{Backend, FrontendKey, Plain, RangeKey, RouteKey};
-use node_agent_model::{FamilyOp, MapOp, MapSink, SinkError, Snapshot};
+use node_agent_model::{FamilyOp, MapOp, MapSink, PackedName, SinkError, Snapshot};
 
 use crate::{MapError, MapFamily, Maps, Table, bytes::as_bytes, snapshot, table::RawMap};
 
@@ -22,7 +22,7 @@ impl MapSink for Maps {
             match op {
                 MapOp::V4(op) => writer.add_family(index, self, op)?,
                 MapOp::V6(op) => writer.add_family(index, self, op)?,
-                MapOp::Config(config) => writer.add(index, &self.config, &0, Some(config))?,
+                MapOp::Config(config) => writer.add(index, &self.config, &0, Some(&**config))?,
                 MapOp::Slots { base, backend_ids } => {
                     for (slot, backend) in (*base..).zip(backend_ids) {
                         writer.add(index, &self.slot, &slot, Some(backend))?;
@@ -32,9 +32,20 @@ impl MapSink for Maps {
                     writer.add(index, &self.service, id, service.as_ref())?;
                 }
                 MapOp::ServiceName { id, name } => {
-                    writer.add(index, &self.service_name, id, name.as_ref())?;
+                    writer.add(
+                        index,
+                        &self.service_name,
+                        id,
+                        name.as_ref().map(PackedName::full).as_ref(),
+                    )?;
                 }
-                MapOp::Peer { id, peer } => writer.add(index, &self.peer, id, Some(peer))?,
+                MapOp::Peer { id, peer } => writer.add(index, &self.peer, id, Some(&**peer))?,
+                MapOp::PeerName { id, name } => {
+                    if name.is_some() {
+                        writer.count_anew(index, &self.peer_count, *id)?;
+                    }
+                    writer.add(index, &self.peer_name, id, name.as_deref())?;
+                }
             }
         }
         writer.flush()
@@ -76,6 +87,13 @@ impl<'a> Writer<'a> {
                 self.add::<RouteKey<A>, _>(index, &maps.route, key, route.as_ref())
             }
         }
+    }
+
+    /// A new holder of the id is not told what an earlier one sent.
+    fn count_anew(&mut self, index: usize, counts: &'a RawMap, id: u32) -> Result<(), SinkError> {
+        self.flush()?;
+        let cleared = counts.clear(as_bytes(&id));
+        cleared.map_err(|error| sink_error(error, Some(index)))
     }
 
     fn add<K: Plain, V: Plain>(

@@ -1,8 +1,9 @@
 //! The maps that the reconciler owns, read back whole.
 
-use node_agent_model::{Snapshot, SnapshotFamily};
+use std::collections::BTreeMap;
 
-use ebpf_abi::{Config, Plain};
+use ebpf_abi::{Config, Plain, ServiceName};
+use node_agent_model::{PackedName, Snapshot, SnapshotFamily};
 
 use crate::{FamilyMaps, MapError, MapFamily, Maps, Table, bytes::as_bytes};
 
@@ -12,10 +13,19 @@ pub(crate) fn read(maps: &Maps) -> Result<Snapshot, MapError> {
         v6: read_family(&maps.v6)?,
         config: maps.config.get(&0)?.unwrap_or_else(Config::default),
         services: maps.service.entries()?.into_iter().collect(),
-        service_names: maps.service_name.entries()?.into_iter().collect(),
+        service_names: names(&maps.service_name)?,
         slots: used(&maps.slot)?.into_iter().collect(),
         peers: used(&maps.peer)?.into_iter().collect(),
+        peer_names: maps.peer_name.entries()?.into_iter().collect(),
     })
+}
+
+fn names(table: &Table<u32, ServiceName>) -> Result<BTreeMap<u32, PackedName>, MapError> {
+    let mut names = BTreeMap::new();
+    table.for_each(|id, name| {
+        names.insert(id, PackedName::from(&name));
+    })?;
+    Ok(names)
 }
 
 fn read_family<A: MapFamily>(maps: &FamilyMaps<A>) -> Result<SnapshotFamily<A>, MapError> {

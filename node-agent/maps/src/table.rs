@@ -260,6 +260,33 @@ impl RawMap {
         result.map_err(|(index, source)| self.error("update", index, source))
     }
 
+    /// Makes one value all zero, on every CPU where the map has one for each.
+    pub fn clear(&self, key: &[u8]) -> Result<(), MapError> {
+        assert_eq!(
+            key.len(),
+            self.layout.key_size as usize,
+            "key of map {}",
+            self.name
+        );
+        let zero = vec![0; self.lookup_size()];
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the key has the map's size, and the value the size that the map has on all CPUs together.
+        let done = unsafe { sys::update_elem(self.fd(), key, &zero, 0) };
+        done.map_err(|source| self.error("clear", 0, source))
+    }
+
+    /// Writes one element of a hash, unless its key is there.
+    pub fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), MapError> {
+        assert_eq!((key.len(), value.len()), self.sizes(), "map {}", self.name);
+        // SAFETY: the sizes are the map's, checked in the line above.
+        match unsafe { sys::update_elem(self.fd(), key, value, sys::NOEXIST) } {
+            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
+                Err(self.error("insert", 0, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Deletes `count` keys in order; missing ones are passed over.
     pub fn delete(&self, keys: &[u8], count: usize) -> Result<(), MapError> {
         let key_size = self.layout.key_size as usize;

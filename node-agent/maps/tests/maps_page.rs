@@ -61,7 +61,8 @@ fn documented() -> BTreeMap<String, BTreeSet<String>> {
     let mut names: Vec<String> = Vec::new();
     for line in page.lines() {
         if let Some(heading) = line.strip_prefix("## ") {
-            names = heading.split(", ").map(String::from).collect();
+            let maps = heading.split(", ").filter(|name| name.contains("_v"));
+            names = maps.map(String::from).collect();
         }
         if let Some((field, _)) = line
             .strip_prefix("| `")

@@ -67,6 +67,13 @@ impl MapFamily for Addr6 {
     }
 }
 
+/// Address and port, in as few bytes as there are: `SocketAddr` has a third more.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct IpPort {
+    pub(crate) ip: IpAddr,
+    pub(crate) port: u16,
+}
+
 /// The family of an address, in the contract's terms.
 pub(crate) fn family_of(ip: IpAddr) -> Family {
     match ip {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ebpf_abi::{Addr4, Addr6, Family, Peer, Service, peer_mode};
 use ipnetwork::IpNetwork;
+use smallvec::SmallVec;
 
 use crate::address::PerFamily;
 use crate::backends::BackendTable;
@@ -12,7 +13,7 @@ use crate::ids::IdPool;
 use crate::ranges::{RangePool, SlotRange};
 use crate::turns::Turns;
 use crate::wanted::{FrontendAddr, SetKey};
-use crate::{Capacity, Snapshot};
+use crate::{Capacity, ObjectName, Snapshot};
 
 /// The user space side of the maps. Made from what they hold, so that a restarted agent goes on with the same ids.
 #[derive(Debug)]
@@ -26,33 +27,42 @@ pub struct Applied {
     pub(crate) slot_ranges: RangePool,
     pub(crate) peer_ids: IdPool,
     pub(crate) backends: PerFamily<BackendTable>,
-    pub(crate) sets: BTreeMap<crate::ObjectName, BTreeMap<SetKey, PlacedSet>>,
-    pub(crate) set_of_id: BTreeMap<u32, SetKey>,
-    /// Who wants a frontend; the first has it.
-    pub(crate) frontends: BTreeMap<FrontendAddr, BTreeMap<SetKey, u32>>,
+    pub(crate) sets: BTreeMap<ObjectName, Box<[PlacedSet]>>,
+    pub(crate) service_of_id: BTreeMap<u32, ObjectName>,
+    /// Who wants a frontend, nearly always one; the first by its Service's name has it.
+    pub(crate) frontends: BTreeMap<FrontendAddr, SmallVec<[Claim; 1]>>,
     pub(crate) peers: BTreeMap<String, PlacedPeer>,
     pub(crate) peer_of_id: BTreeMap<u32, String>,
     /// Which nodes want a prefix; the first has it.
     pub(crate) routes: BTreeMap<IpNetwork, BTreeSet<String>>,
+    pub(crate) keep_source: BTreeSet<IpNetwork>,
     pub(crate) restored: Restored,
     pub(crate) incoming: PerFamily<Incoming>,
     pub(crate) touched: Touched,
 }
 
-/// A service of the maps that has its ids.
-#[derive(Clone, Debug, Default)]
+/// A service of the maps that has its ids. There are many: lists have no room for more.
+#[derive(Clone, Debug)]
 pub(crate) struct PlacedSet {
     pub(crate) id: u32,
+    pub(crate) key: SetKey,
+    /// At least as long as there are slots.
     pub(crate) range: SlotRange,
     pub(crate) turns: Turns,
-    /// Those that are in the turns, each once, in rising order.
-    pub(crate) backend_ids: Vec<u32>,
-    pub(crate) draining: BTreeSet<u32>,
-    pub(crate) frontends: BTreeSet<FrontendAddr>,
-    pub(crate) ranges: BTreeSet<IpNetwork>,
+    pub(crate) draining: Box<[u32]>,
+    pub(crate) frontends: Box<[FrontendAddr]>,
+    pub(crate) ranges: Box<[IpNetwork]>,
     /// See [`ebpf_abi::service_flag`].
     pub(crate) flags: u32,
     pub(crate) affinity_seconds: u32,
+}
+
+/// A service of the maps wants a frontend.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Claim {
+    pub(crate) id: u32,
+    /// See [`ebpf_abi::frontend_flag`].
+    pub(crate) flags: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -129,11 +139,12 @@ impl Applied {
             held: snapshot,
             full: true,
             sets: BTreeMap::new(),
-            set_of_id: BTreeMap::new(),
+            service_of_id: BTreeMap::new(),
             frontends: BTreeMap::new(),
             peers: BTreeMap::new(),
             peer_of_id: BTreeMap::new(),
             routes: BTreeMap::new(),
+            keep_source: BTreeSet::new(),
             restored,
             incoming: PerFamily::default(),
             touched: Touched::default(),
@@ -156,6 +167,12 @@ impl Applied {
         self.full
     }
 
+    /// The service of the maps that has this id, and the Service that needs it.
+    pub(crate) fn set_of(&self, id: u32) -> Option<(&ObjectName, &PlacedSet)> {
+        let (name, sets) = self.sets.get_key_value(self.service_of_id.get(&id)?)?;
+        Some((name, sets.iter().find(|set| set.id == id)?))
+    }
+
     pub(crate) fn table(&mut self, family: Family) -> &mut BackendTable {
         self.backends.get_mut(family)
     }
@@ -175,18 +192,32 @@ pub(crate) fn range_of(service: &Service) -> SlotRange {
 }
 
 impl PlacedSet {
+    pub(crate) fn new(id: u32, key: SetKey) -> Self {
+        Self {
+            id,
+            key,
+            range: SlotRange::default(),
+            turns: Turns::default(),
+            draining: Box::default(),
+            frontends: Box::default(),
+            ranges: Box::default(),
+            flags: 0,
+            affinity_seconds: 0,
+        }
+    }
+
     /// The value in the services' map.
     pub(crate) fn service(&self) -> Service {
-        let members = self.turns.members;
-        let (sticky, listed) = (self.affinity_seconds > 0, members > 0);
+        let (len, listed) = (self.turns.len(), self.turns.listed());
+        let sticky = self.affinity_seconds > 0;
         Service {
-            slot_base: self.range.base + members,
-            slot_count: self.range.len - members,
+            slot_base: self.range.base + listed,
+            slot_count: len - listed,
             member_base: if sticky { self.range.base } else { 0 },
             member_count: match (sticky, listed) {
                 (false, _) => 0,
-                (true, true) => members,
-                (true, false) => self.range.len,
+                (true, 0) => len,
+                (true, listed) => listed,
             },
             flags: self.flags,
             affinity_seconds: self.affinity_seconds,

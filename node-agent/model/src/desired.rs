@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ebpf_abi::{Config, Endpoint, endpoint_flag};
+use ipnetwork::IpNetwork;
+use smallvec::SmallVec;
 
-use crate::select::Here;
+use crate::address::network_of;
+use crate::slices::{Slice, Slices};
 use crate::wanted::{self, SetKey, WantedSet};
 use crate::{Algorithm, Change, EndpointSlice, HealthCheck, ObjectName, PeerRoutes, Service};
 
@@ -15,19 +18,33 @@ pub struct Desired {
     node: String,
     algorithm: Algorithm,
     zone: Option<String>,
-    services: BTreeMap<ObjectName, Service>,
-    slices: BTreeMap<ObjectName, EndpointSlice>,
-    slices_of: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    services: BTreeMap<ObjectName, Known>,
+    /// How many of them there really are: of others only EndpointSlices are known.
+    service_count: usize,
+    /// The Service of each EndpointSlice.
+    service_of: BTreeMap<ObjectName, ObjectName>,
     node_addresses: Vec<IpAddr>,
     endpoints: BTreeMap<IpAddr, Endpoint>,
-    /// Addresses of Services, with the flags of an [`Endpoint`] that each Service gives them.
-    service_ips: BTreeMap<IpAddr, BTreeMap<ObjectName, u32>>,
+    /// Addresses of Services.
+    service_ips: BTreeMap<IpAddr, Owners>,
     pub(crate) peers: BTreeMap<String, PeerRoutes>,
     pub(crate) config: Option<Config>,
+    /// Prefixes of destinations to which pods keep their address.
+    pub(crate) keep_source: BTreeSet<IpNetwork>,
     dirty: Dirty,
     /// Services whose health check may have another answer since somebody asked.
     unasked: BTreeSet<ObjectName>,
 }
+
+/// What is known of a Service: it, its EndpointSlices, or both.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    service: Option<Box<Service>>,
+    slices: Slices,
+}
+
+/// Services that have an address, nearly always one, with the flags of an [`Endpoint`] that each gives it.
+type Owners = SmallVec<[(ObjectName, u32); 1]>;
 
 /// What must be planned again.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +53,7 @@ pub(crate) struct Dirty {
     pub(crate) endpoints: BTreeSet<IpAddr>,
     pub(crate) peers: BTreeSet<String>,
     pub(crate) config: bool,
+    pub(crate) keep_source: bool,
 }
 
 impl Desired {
@@ -74,6 +92,13 @@ impl Desired {
                 }
                 changed
             }
+            Change::KeepSource(prefixes) => {
+                let prefixes = prefixes.iter().map(network_of).collect();
+                let changed = self.keep_source != prefixes;
+                self.keep_source = prefixes;
+                self.dirty.keep_source |= changed;
+                changed
+            }
             Change::Config(config) => {
                 let changed = self.config != Some(config);
                 self.config = Some(config);
@@ -87,6 +112,7 @@ impl Desired {
     pub fn is_dirty(&self) -> bool {
         let dirty = &self.dirty;
         dirty.config
+            || dirty.keep_source
             || !dirty.services.is_empty()
             || !dirty.endpoints.is_empty()
             || !dirty.peers.is_empty()
@@ -94,7 +120,7 @@ impl Desired {
 
     /// How many Services there are, and how many EndpointSlices.
     pub fn counts(&self) -> (usize, usize) {
-        (self.services.len(), self.slices.len())
+        (self.service_count, self.service_of.len())
     }
 
     pub(crate) fn take_dirty(&mut self) -> Dirty {
@@ -114,14 +140,9 @@ impl Desired {
     }
 
     fn health_check(&self, name: &ObjectName) -> Option<HealthCheck> {
-        let port = self.services.get(name)?.health_check_node_port?;
-        let slices = self.slices_of.get(name).into_iter().flatten();
-        let local: BTreeSet<IpAddr> = slices
-            .filter_map(|slice| self.slices.get(slice))
-            .flat_map(|slice| &slice.endpoints)
-            .filter(|endpoint| endpoint.ready && endpoint.node.as_deref() == Some(&self.node))
-            .map(|endpoint| endpoint.addr)
-            .collect();
+        let known = self.services.get(name)?;
+        let port = known.service.as_ref()?.health_check_node_port?;
+        let local: BTreeSet<IpAddr> = known.slices.local_and_ready().collect();
         Some(HealthCheck {
             port,
             local_endpoints: local.len(),
@@ -133,20 +154,21 @@ impl Desired {
     }
 
     pub(crate) fn all_dirty(&mut self) {
-        self.dirty.services.extend(self.services.keys().cloned());
+        self.all_dirty_where(|_| true);
         self.dirty.endpoints.extend(self.endpoints.keys());
         self.dirty.endpoints.extend(self.service_ips.keys());
         self.dirty.peers.extend(self.peers.keys().cloned());
         self.dirty.config = true;
+        self.dirty.keep_source = true;
     }
 
     /// What is at an address: something of this node, or a Service.
     pub(crate) fn endpoint(&self, ip: &IpAddr) -> Option<Endpoint> {
         let own = self.endpoints.get(ip).copied();
         own.or_else(|| {
-            let flags = self.service_ips.get(ip)?.values();
+            let owners = self.service_ips.get(ip)?.iter();
             Some(Endpoint {
-                flags: flags.fold(0, |all, flags| all | flags),
+                flags: owners.fold(0, |all, (_, flags)| all | flags),
                 ..Endpoint::default()
             })
         })
@@ -154,20 +176,13 @@ impl Desired {
 
     /// The services of the maps that this Service needs.
     pub(crate) fn sets(&self, name: &ObjectName) -> BTreeMap<SetKey, WantedSet> {
-        let Some(service) = self.services.get(name) else {
+        let known = self.services.get(name);
+        let Some((known, service)) = known.and_then(|known| Some((known, known.service.as_ref()?)))
+        else {
             return BTreeMap::new();
         };
-        let slices = self
-            .slices_of
-            .get(name)
-            .into_iter()
-            .flatten()
-            .filter_map(|name| self.slices.get(name));
-        let here = Here {
-            node: &self.node,
-            zone: self.zone.as_deref(),
-        };
-        let mut sets = wanted::sets(name, service, slices, &self.node_addresses, here);
+        let zone = self.zone.as_deref();
+        let mut sets = wanted::sets(service, &known.slices, &self.node_addresses, zone);
         let algorithm = service.algorithm.unwrap_or(self.algorithm);
         sets.values_mut().for_each(|set| set.algorithm = algorithm);
         sets
@@ -180,14 +195,11 @@ impl Desired {
             return false;
         }
         self.node_addresses = addresses;
-        let with_node_port =
-            |service: &Service| service.ports.iter().any(|port| port.node_port.is_some());
-        let affected = self
-            .services
-            .iter()
-            .filter(|(_, service)| with_node_port(service))
-            .map(|(name, _)| name.clone());
-        self.dirty.services.extend(affected);
+        let with_node_port = |known: &Known| {
+            let mut ports = known.service.iter().flat_map(|service| &service.ports);
+            ports.any(|port| port.node_port.is_some())
+        };
+        self.all_dirty_where(with_node_port);
         true
     }
 
@@ -196,27 +208,44 @@ impl Desired {
             return false;
         }
         self.zone = zone;
-        let hinted = |slice: &&EndpointSlice| {
-            let mut endpoints = slice.endpoints.iter();
-            endpoints.any(|endpoint| !endpoint.zone_hints.is_empty())
-        };
-        let affected = self.slices.values().filter(hinted);
-        self.dirty
-            .services
-            .extend(affected.map(|slice| slice.service.clone()));
+        self.all_dirty_where(|known| known.slices.has_zone_hints());
         true
     }
 
+    fn all_dirty_where(&mut self, affected: impl Fn(&Known) -> bool) {
+        let affected = self.services.iter().filter(|(_, known)| affected(known));
+        let names = affected.map(|(name, _)| name.clone());
+        self.dirty.services.extend(names);
+    }
+
     fn change_service(&mut self, name: ObjectName, service: Option<Service>) -> bool {
-        let after: BTreeMap<IpAddr, u32> = service.iter().flat_map(addresses).collect();
-        let before = self.services.get(&name);
-        let before: BTreeMap<IpAddr, u32> = before.into_iter().flat_map(addresses).collect();
-        if !replace(&mut self.services, name.clone(), service) {
+        let name = self.canonical(name);
+        let known = self.services.get(&name);
+        let before = known.and_then(|known| known.service.as_deref());
+        if before == service.as_ref() {
             return false;
         }
-        for ip in before.keys().filter(|ip| !after.contains_key(ip)) {
+        self.service_count -= usize::from(before.is_some());
+        self.service_count += usize::from(service.is_some());
+        let [before, after] = [before, service.as_ref()]
+            .map(|service| service.into_iter().flat_map(addresses).collect());
+        self.change_service_ips(&name, &before, &after);
+        let service = service.map(shrunk);
+        self.services.entry(name.clone()).or_default().service = service;
+        self.forget_if_empty(&name);
+        self.dirty.services.insert(name);
+        true
+    }
+
+    fn change_service_ips(
+        &mut self,
+        name: &ObjectName,
+        before: &BTreeMap<IpAddr, u32>,
+        after: &BTreeMap<IpAddr, u32>,
+    ) {
+        for (ip, _) in before.iter().filter(|(ip, _)| !after.contains_key(ip)) {
             if let Some(owners) = self.service_ips.get_mut(ip) {
-                owners.remove(&name);
+                owners.retain(|(owner, _)| owner != name);
                 if owners.is_empty() {
                     self.service_ips.remove(ip);
                 }
@@ -224,40 +253,68 @@ impl Desired {
             self.dirty.endpoints.insert(*ip);
         }
         for (ip, flags) in after {
-            if before.get(&ip) != Some(&flags) {
-                let owners = self.service_ips.entry(ip).or_default();
-                owners.insert(name.clone(), flags);
-                self.dirty.endpoints.insert(ip);
+            if before.get(ip) != Some(flags) {
+                let owners = self.service_ips.entry(*ip).or_default();
+                owners.retain(|(owner, _)| owner != name);
+                owners.push((name.clone(), *flags));
+                self.dirty.endpoints.insert(*ip);
             }
         }
-        self.dirty.services.insert(name);
-        true
     }
 
     fn change_slice(&mut self, name: ObjectName, slice: Option<EndpointSlice>) -> bool {
-        let before = self.slices.get(&name).map(|slice| slice.service.clone());
+        let before = self.service_of.get(&name).cloned();
         let after = slice.as_ref().map(|slice| slice.service.clone());
-        if !replace(&mut self.slices, name.clone(), slice) {
-            return false;
-        }
-        if let Some(service) = before {
-            if let Some(names) = self.slices_of.get_mut(&service) {
-                names.remove(&name);
-                if names.is_empty() {
-                    self.slices_of.remove(&service);
-                }
+        let after = after.map(|service| self.canonical(service));
+        let mut changed = false;
+        if let Some(service) = before.filter(|before| Some(before) != after.as_ref()) {
+            self.service_of.remove(&name);
+            if let Some(known) = self.services.get_mut(&service) {
+                known.slices.remove(&name);
             }
+            self.forget_if_empty(&service);
             self.dirty.services.insert(service);
+            changed = true;
         }
-        if let Some(service) = after {
-            self.slices_of
-                .entry(service.clone())
-                .or_default()
-                .insert(name);
-            self.dirty.services.insert(service);
+        if let Some((slice, service)) = slice.zip(after) {
+            let known = self.services.entry(service.clone()).or_default();
+            if known
+                .slices
+                .put(Slice::new(name.clone(), slice, &self.node))
+            {
+                self.service_of.insert(name, service.clone());
+                self.dirty.services.insert(service);
+                changed = true;
+            }
         }
-        true
+        changed
     }
+
+    /// The same name as it is kept already: one text for all who have it.
+    fn canonical(&self, name: ObjectName) -> ObjectName {
+        let known = self.services.get_key_value(&name);
+        known.map_or(name.clone(), |(name, _)| name.clone())
+    }
+
+    fn forget_if_empty(&mut self, name: &ObjectName) {
+        let empty = |known: &Known| known.service.is_none() && known.slices.is_empty();
+        if self.services.get(name).is_some_and(empty) {
+            self.services.remove(name);
+        }
+    }
+}
+
+/// Without what its lists have reserved for more: they were collected from an event, and stay as they are.
+fn shrunk(mut service: Service) -> Box<Service> {
+    service.cluster_ips.shrink_to_fit();
+    service.external_ips.shrink_to_fit();
+    service.load_balancer_ips.shrink_to_fit();
+    service.source_ranges.shrink_to_fit();
+    service.shares.shrink_to_fit();
+    service.ports.shrink_to_fit();
+    let names = service.ports.iter_mut().map(|port| &mut port.name);
+    names.for_each(String::shrink_to_fit);
+    Box::new(service)
 }
 
 /// The addresses at which nothing is but the Service. An external IP may be a machine's own.

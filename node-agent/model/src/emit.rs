@@ -3,23 +3,24 @@
 //! Order: what is pointed at comes before what points at it, and goes after it. Between the two lies the replacement
 //! of the service's value, the one step in which clients see a new set of backends.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use ebpf_abi::{
-    Addr4, Addr6, Backend, Family, Frontend, FrontendKey, Peer, RangeKey, Route, RouteKey,
-    ServiceName, backend_state, maps, name_policy, peer_mode,
+    Addr4, Addr6, Backend, Family, Frontend, FrontendKey, KEEPS_SOURCE, PeerName, RangeKey, Route,
+    RouteKey, ServiceName, backend_state, maps, name_policy, peer_mode,
 };
 use ipnetwork::IpNetwork;
 
 use crate::applied::PlacedSet;
 use crate::wanted::FrontendAddr;
 use crate::{
-    Applied, Desired, FamilyOp, MapFamily, MapOp, ObjectName, Plan, Refusal, TrafficPolicy,
+    Applied, Desired, FamilyOp, MapFamily, MapOp, PackedName, Plan, Refusal, TrafficPolicy,
 };
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Phase {
     Config,
+    PeerNamePut,
     PeerPut,
     RoutePut,
     EndpointPut,
@@ -37,6 +38,7 @@ enum Phase {
     EndpointDelete,
     RouteDelete,
     PeerFree,
+    PeerNameDelete,
 }
 
 type Phased = Vec<(Phase, MapOp)>;
@@ -49,10 +51,11 @@ pub(crate) fn emit(desired: &mut Desired, applied: &mut Applied, plan: &mut Plan
         && let Some(config) = desired.config
         && applied.held.config != config
     {
-        ops.push((Phase::Config, MapOp::Config(config)));
+        ops.push((Phase::Config, MapOp::Config(Box::new(config))));
     }
     for id in touched.peers {
         peer_ops(applied, id, &mut ops);
+        peer_name_ops(applied, id, &mut ops);
     }
     for prefix in touched.routes {
         route_ops::<Addr4>(applied, prefix, &mut ops);
@@ -90,6 +93,7 @@ pub(crate) fn emit(desired: &mut Desired, applied: &mut Applied, plan: &mut Plan
         frontend_ops::<Addr6>(applied, frontend, &mut ops);
     }
     ops.sort_by_key(|(phase, _)| *phase);
+    plan.ops.reserve_exact(ops.len());
     for (_, op) in ops {
         applied.held.apply_one(&op);
         plan.ops.push(op);
@@ -98,10 +102,10 @@ pub(crate) fn emit(desired: &mut Desired, applied: &mut Applied, plan: &mut Plan
 
 /// `None` if the frontend is of the other family.
 pub(crate) fn frontend_key<A: MapFamily>(frontend: &FrontendAddr) -> Option<FrontendKey<A>> {
-    let addr = A::from_ip(frontend.addr.ip())?;
+    let addr = A::from_ip(frontend.at.ip)?;
     Some(FrontendKey {
         addr,
-        port_be: frontend.addr.port().to_be(),
+        port_be: frontend.at.port.to_be(),
         protocol: frontend.protocol,
         pad: 0,
     })
@@ -119,60 +123,6 @@ pub(crate) fn route_key<A: MapFamily>(prefix: IpNetwork) -> Option<RouteKey<A>> 
         prefix_len: prefix.prefix().into(),
         addr: A::from_ip(prefix.network())?,
     })
-}
-
-impl Applied {
-    /// Marks everything that is wanted or held, so that all of it is compared.
-    pub(crate) fn touch_all(&mut self) {
-        self.touched.config = true;
-        self.touched.frontends.extend(self.frontends.keys());
-        self.touched.services.extend(self.set_of_id.keys());
-        self.touched.services.extend(self.held.services.keys());
-        for set in self.sets.values().flat_map(|sets| sets.values()) {
-            let ranges = set.ranges.iter().map(|range| (set.id, *range));
-            self.touched.ranges.extend(ranges);
-        }
-        self.touched.services.extend(self.held.service_names.keys());
-        self.touched.routes.extend(self.routes.keys());
-        self.touched.peers.extend(self.peer_of_id.keys());
-        self.touched.peers.extend(self.held.peers.keys());
-        self.touch_held::<Addr4>();
-        self.touch_held::<Addr6>();
-    }
-
-    fn touch_held<A: MapFamily>(&mut self) {
-        let half = A::half(&self.held);
-        self.touched
-            .frontends
-            .extend(half.frontends.keys().map(|key| FrontendAddr {
-                addr: SocketAddr::new(key.addr.to_ip(), u16::from_be(key.port_be)),
-                protocol: key.protocol,
-            }));
-        self.touched
-            .endpoints
-            .extend(half.endpoints.keys().map(|addr| addr.to_ip()));
-        self.touched
-            .ranges
-            .extend(half.ranges.iter().filter_map(|key| {
-                let len = u8::try_from(key.prefix_len.checked_sub(32)?).ok()?;
-                let range = IpNetwork::new(key.addr.to_ip(), len).ok()?;
-                Some((u32::from_be(key.service_id_be), range))
-            }));
-        self.touched
-            .routes
-            .extend(half.routes.keys().filter_map(|key| {
-                let prefix_len = u8::try_from(key.prefix_len).ok()?;
-                IpNetwork::new(key.addr.to_ip(), prefix_len).ok()
-            }));
-        let in_use = half
-            .backends
-            .iter()
-            .filter(|(_, backend)| backend.state != backend_state::FREE);
-        let ids: Vec<u32> = in_use.map(|(id, _)| *id).collect();
-        let table = self.backends.get_mut(A::FAMILY);
-        table.touch_all();
-        table.touch(ids);
-    }
 }
 
 /// Entries that still fit.
@@ -205,17 +155,32 @@ fn peer_ops(applied: &Applied, id: u32, ops: &mut Phased) {
         .map(|placed| placed.peer);
     let held = applied.held.peers.get(&id).copied().unwrap_or_default();
     match wanted {
-        Some(peer) if peer != held => ops.push((Phase::PeerPut, MapOp::Peer { id, peer })),
+        Some(peer) if peer != held => {
+            let peer = Box::new(peer);
+            ops.push((Phase::PeerPut, MapOp::Peer { id, peer }));
+        }
         None if held.mode != peer_mode::NONE => {
             ops.push((
                 Phase::PeerFree,
                 MapOp::Peer {
                     id,
-                    peer: Peer::default(),
+                    peer: Box::default(),
                 },
             ));
         }
         _ => {}
+    }
+}
+
+fn peer_name_ops(applied: &Applied, id: u32, ops: &mut Phased) {
+    let wanted = applied.peer_of_id.get(&id).map(|node| PeerName::new(node));
+    if wanted.as_ref() != applied.held.peer_names.get(&id) {
+        let phase = match wanted {
+            Some(_) => Phase::PeerNamePut,
+            None => Phase::PeerNameDelete,
+        };
+        let name = wanted.map(Box::new);
+        ops.push((phase, MapOp::PeerName { id, name }));
     }
 }
 
@@ -286,8 +251,8 @@ fn backend_ops<A: MapFamily>(applied: &mut Applied, ops: &mut Phased) {
             .unwrap_or_default();
         let wanted = table.wanted(id).and_then(|(addr, state)| {
             Some(Backend {
-                addr: A::from_ip(addr.ip())?,
-                port_be: addr.port().to_be(),
+                addr: A::from_ip(addr.ip)?,
+                port_be: addr.port.to_be(),
                 state,
                 epoch: held.epoch,
             })
@@ -320,24 +285,11 @@ fn backend_ops<A: MapFamily>(applied: &mut Applied, ops: &mut Phased) {
 }
 
 fn service_ops(applied: &Applied, id: u32, ops: &mut Phased) {
-    let placed = applied
-        .set_of_id
-        .get(&id)
-        .and_then(|key| applied.sets.get(&key.service)?.get(key));
+    let placed = applied.set_of(id).map(|(_, set)| set);
     let held = applied.held.services.get(&id).copied();
     let wanted = placed.map(PlacedSet::service);
     if let Some(set) = placed {
-        let slots = set.range.base..set.range.base + set.range.len;
-        let same = slots
-            .zip(&set.turns.slots)
-            .all(|(slot, id)| applied.held.slots.get(&slot) == Some(id));
-        if !same {
-            let op = MapOp::Slots {
-                base: set.range.base,
-                backend_ids: set.turns.slots.clone(),
-            };
-            ops.push((Phase::Slots, op));
-        }
+        slot_ops(applied, set, ops);
     }
     if wanted != held {
         let phase = if wanted.is_some() {
@@ -355,15 +307,43 @@ fn service_ops(applied: &Applied, id: u32, ops: &mut Phased) {
     }
 }
 
+/// One operation for each run of slots that hold something else.
+fn slot_ops(applied: &Applied, set: &PlacedSet, ops: &mut Phased) {
+    let base = set.range.base;
+    let mut held = applied.held.slots.range(base..base + set.range.len);
+    let mut next_held = held.next();
+    let mut run: Option<(u32, Vec<u32>)> = None;
+    let mut finish = |run: Option<(u32, Vec<u32>)>| {
+        let op = run.map(|(base, backend_ids)| MapOp::Slots { base, backend_ids });
+        ops.extend(op.map(|op| (Phase::Slots, op)));
+    };
+    for (slot, id) in (base..).zip(set.turns.slots()) {
+        let mut holds = None;
+        if let Some((at, held_id)) = next_held
+            && *at == slot
+        {
+            holds = Some(*held_id);
+            next_held = held.next();
+        }
+        if holds == Some(id) {
+            finish(run.take());
+        } else {
+            run.get_or_insert_with(|| (slot, Vec::new())).1.push(id);
+        }
+    }
+    finish(run);
+}
+
 fn range_ops<A: MapFamily>(applied: &Applied, id: u32, range: IpNetwork, ops: &mut Phased) {
     let Some(key) = range_key::<A>(id, range) else {
         return;
     };
-    let placed = applied
-        .set_of_id
-        .get(&id)
-        .and_then(|key| applied.sets.get(&key.service)?.get(key));
-    let admitted = placed.is_some_and(|set| set.ranges.contains(&range));
+    let admitted = match id {
+        KEEPS_SOURCE => applied.keep_source.contains(&range),
+        _ => applied
+            .set_of(id)
+            .is_some_and(|(_, set)| set.ranges.contains(&range)),
+    };
     if admitted != A::half(&applied.held).ranges.contains(&key) {
         let phase = if admitted {
             Phase::RangePut
@@ -375,20 +355,20 @@ fn range_ops<A: MapFamily>(applied: &Applied, id: u32, range: IpNetwork, ops: &m
 }
 
 fn service_name_ops(applied: &Applied, id: u32, ops: &mut Phased) {
-    let wanted = applied.set_of_id.get(&id).map(|key| {
+    let wanted = applied.set_of(id).map(|(service, set)| {
+        let key = &set.key;
         let policy = match key.policy {
             TrafficPolicy::Cluster => name_policy::CLUSTER,
             TrafficPolicy::Local => name_policy::LOCAL,
         };
-        let ObjectName { namespace, name } = &key.service;
-        ServiceName::new(
-            namespace,
-            name,
+        PackedName::from(&ServiceName::new(
+            &service.namespace,
+            &service.name,
             &key.port,
             key.protocol.number(),
             policy,
             key.family,
-        )
+        ))
     });
     if wanted.as_ref() != applied.held.service_names.get(&id) {
         let phase = if wanted.is_some() {
@@ -404,18 +384,7 @@ fn frontend_ops<A: MapFamily>(applied: &Applied, frontend: FrontendAddr, ops: &m
     let Some(key) = frontend_key::<A>(&frontend) else {
         return;
     };
-    let first = applied
-        .frontends
-        .get(&frontend)
-        .and_then(|claims| claims.first_key_value());
-    let wanted = first.and_then(|(owner, flags)| {
-        let sets = applied.sets.get(&owner.service)?;
-        Some(Frontend {
-            service_id: sets.get(owner)?.id,
-            inside_id: sets.get(&owner.inside(*flags))?.id,
-            flags: *flags,
-        })
-    });
+    let wanted = wanted_frontend(applied, &frontend);
     let held = A::half(&applied.held).frontends.get(&key).copied();
     if wanted != held {
         let phase = if wanted.is_some() {
@@ -431,4 +400,23 @@ fn frontend_ops<A: MapFamily>(applied: &Applied, frontend: FrontendAddr, ops: &m
             }),
         ));
     }
+}
+
+/// The first who wants it has it: by the name of the Service, so that it depends on no order of arrival.
+fn wanted_frontend(applied: &Applied, frontend: &FrontendAddr) -> Option<Frontend> {
+    let claims = applied.frontends.get(frontend)?.iter();
+    let claims = claims.filter_map(|claim| Some((applied.set_of(claim.id)?, claim.flags)));
+    let ((service, set), flags) =
+        claims.min_by(|((a, x), _), ((b, y), _)| (a, &x.key).cmp(&(b, &y.key)))?;
+    let inside = set.key.inside(flags);
+    let inside = applied
+        .sets
+        .get(service)?
+        .iter()
+        .find(|set| set.key == inside)?;
+    Some(Frontend {
+        service_id: set.id,
+        inside_id: inside.id,
+        flags,
+    })
 }

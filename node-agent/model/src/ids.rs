@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::QUARANTINE;
 
 /// Ids from 1 up to a limit; 0 is never given.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct IdPool {
     /// First id above every one that was ever given.
     fresh: u32,
@@ -53,6 +53,11 @@ impl IdPool {
 
     pub(crate) fn release(&mut self, id: u32, now: Duration) {
         self.resting.push_back((now + QUARANTINE, id));
+    }
+
+    /// Takes back an id that was given and never used.
+    pub(crate) fn give_back(&mut self, id: u32) {
+        self.free.insert(id);
     }
 
     fn wake(&mut self, now: Duration) {

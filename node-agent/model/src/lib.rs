@@ -12,11 +12,19 @@ mod capacity;
 mod desired;
 mod emit;
 mod ids;
+mod keep_source;
+mod name;
 mod object;
 mod ops;
+mod packed_name;
+mod peers;
+mod place;
 mod plan;
 mod ranges;
 mod select;
+mod slices;
+mod slots;
+mod touch;
 mod tree;
 mod turns;
 mod wanted;
@@ -26,11 +34,12 @@ pub use address::MapFamily;
 pub use applied::Applied;
 pub use capacity::Capacity;
 pub use desired::Desired;
+pub use name::{NameParts, ObjectName};
 pub use object::{
-    Algorithm, BadShares, Change, ChangeId, EndpointSlice, HealthCheck, Node, ObjectName,
-    PeerRoutes, PodShare, Protocol, Service, ServicePort, SliceEndpoint, SlicePort, TrafficPolicy,
-    UnknownAlgorithm,
+    Algorithm, BadShares, Change, ChangeId, EndpointSlice, HealthCheck, Node, PeerRoutes, PodShare,
+    Protocol, Service, ServicePort, SliceEndpoint, SlicePort, TrafficPolicy, UnknownAlgorithm,
 };
 pub use ops::{FamilyOp, MapOp, MapSink, SinkError, Snapshot, SnapshotFamily};
+pub use packed_name::PackedName;
 pub use plan::{Plan, QUARANTINE, Refusal, plan};
 pub use select::{Here, Selection, select};

@@ -1,35 +1,15 @@
 //! The objects that the desired state is made of: what the dataplane needs of Services, EndpointSlices, Nodes and Pods.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::SystemTime;
 
-use ebpf_abi::{Config, Endpoint, Peer};
+use ebpf_abi::{Config, Endpoint, Family, Peer};
 use ipnetwork::IpNetwork;
 
-/// Namespace and name.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct ObjectName {
-    pub namespace: String,
-    pub name: String,
-}
-
-impl ObjectName {
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
-    }
-}
-
-impl fmt::Display for ObjectName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
+use crate::ObjectName;
 
 /// Which version of which object caused a change: every stage logs it, so that a log reads like the way.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -61,6 +41,8 @@ pub enum Change {
     Endpoint(IpAddr, Option<Endpoint>),
     /// Another node, by its name.
     Peer(String, Option<PeerRoutes>),
+    /// Destinations outside of the cluster to which pods keep their own address.
+    KeepSource(BTreeSet<IpNetwork>),
     Config(Config),
 }
 
@@ -170,6 +152,8 @@ impl PodShare {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Service {
     pub cluster_ips: Vec<IpAddr>,
+    /// Of what has no ClusterIP, as the ports of the node that lead to a pod; those of a ClusterIP are its own.
+    pub families: Vec<Family>,
     /// `spec.externalIPs`.
     pub external_ips: Vec<IpAddr>,
     /// Of `status.loadBalancer.ingress`, those whose `ipMode` is VIP.
@@ -262,6 +246,8 @@ pub struct Node {
     pub name: String,
     /// Addresses of type `InternalIP`, in the Node's order.
     pub internal_ips: Vec<IpAddr>,
+    /// Of its other types.
+    pub other_ips: Vec<IpAddr>,
     /// `spec.podCIDRs`; empty while the control plane has not given any.
     pub pod_cidrs: Vec<IpNetwork>,
     /// Label `topology.kubernetes.io/zone`.

@@ -3,17 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ebpf_abi::{
-    Addr4, Addr6, Backend, Config, Endpoint, Frontend, FrontendKey, Peer, RangeKey, Route,
-    RouteKey, Service, ServiceName,
+    Addr4, Addr6, Backend, Config, Endpoint, Frontend, FrontendKey, Peer, PeerName, RangeKey,
+    Route, RouteKey, Service,
 };
 
+use crate::PackedName;
+
 /// One write to one map. A plan is a list of them in the order in which they must become visible: backends, slots,
-/// services, then frontends; the other way round when something goes.
+/// services, then frontends; the other way round when something goes. The large values are boxed: a first plan has
+/// hundreds of thousands of operations.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum MapOp {
     V4(FamilyOp<Addr4>),
     V6(FamilyOp<Addr6>),
-    Config(Config),
+    Config(Box<Config>),
     /// Backend ids from `base` on. Arrays cannot delete: a freed range keeps its old ids until it is given again.
     Slots {
         base: u32,
@@ -25,12 +28,17 @@ pub enum MapOp {
     },
     ServiceName {
         id: u32,
-        name: Option<ServiceName>,
+        name: Option<PackedName>,
     },
     /// `Peer::default()` frees the id.
     Peer {
         id: u32,
-        peer: Peer,
+        peer: Box<Peer>,
+    },
+    /// With a name the id begins to count anew.
+    PeerName {
+        id: u32,
+        name: Option<Box<PeerName>>,
     },
 }
 
@@ -68,10 +76,11 @@ pub struct Snapshot {
     pub v6: SnapshotFamily<Addr6>,
     pub config: Config,
     pub services: BTreeMap<u32, Service>,
-    pub service_names: BTreeMap<u32, ServiceName>,
+    pub service_names: BTreeMap<u32, PackedName>,
     /// Slot index to backend id.
     pub slots: BTreeMap<u32, u32>,
     pub peers: BTreeMap<u32, Peer>,
+    pub peer_names: BTreeMap<u32, PeerName>,
 }
 
 /// The part of [`Snapshot`] that exists once an address family.

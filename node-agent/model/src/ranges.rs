@@ -58,10 +58,18 @@ impl RangePool {
         true
     }
 
-    /// Whether [`RangePool::allocate`] would succeed.
-    pub(crate) fn fits(&mut self, len: u32, now: Duration) -> bool {
+    /// Adds what lies behind a range that was given, up to this length; false if any part of that is not free.
+    pub(crate) fn extend(&mut self, range: &mut SlotRange, len: u32, now: Duration) -> bool {
         self.wake(now);
-        len == 0 || self.by_len.range((len, 0)..).next().is_some()
+        let behind = SlotRange {
+            base: range.base.saturating_add(range.len),
+            len: len.saturating_sub(range.len),
+        };
+        let free = self.claim(behind);
+        if free {
+            range.len = range.len.max(len);
+        }
+        free
     }
 
     pub(crate) fn allocate(&mut self, len: u32, now: Duration) -> Option<SlotRange> {
@@ -145,6 +153,19 @@ mod tests {
             len: 2
         }));
         assert!(pool.claim(SlotRange { base: 7, len: 3 }));
+    }
+
+    #[test]
+    fn a_range_grows_into_what_is_free_behind_it() {
+        let mut pool = RangePool::new(10);
+        let mut first = SlotRange { base: 0, len: 4 };
+        assert!(pool.claim(first));
+        assert!(pool.extend(&mut first, 6, Duration::ZERO));
+        assert_eq!(first, SlotRange { base: 0, len: 6 });
+        assert!(pool.claim(SlotRange { base: 6, len: 2 }));
+        assert!(!pool.extend(&mut first, 7, Duration::ZERO));
+        assert!(pool.extend(&mut first, 5, Duration::ZERO), "it is longer");
+        assert_eq!(first, SlotRange { base: 0, len: 6 });
     }
 
     proptest! {

@@ -33,6 +33,26 @@ enum Topology {
     SameZone,
 }
 
+/// What hints of one sort say of this node.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Hints {
+    None,
+    Elsewhere,
+    Here,
+}
+
+/// All that the selection asks of an endpoint.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Standing {
+    pub(crate) ready: bool,
+    pub(crate) serving: bool,
+    pub(crate) terminating: bool,
+    /// On this node.
+    pub(crate) local: bool,
+    pub(crate) for_nodes: Hints,
+    pub(crate) for_zones: Hints,
+}
+
 /// The ready endpoints; if there is none, those that terminate but still serve. With the policy `Local` only those of
 /// this node count at all; else the hints narrow the ready ones, if every ready endpoint has some.
 pub fn select<E: Borrow<SliceEndpoint>>(
@@ -40,59 +60,53 @@ pub fn select<E: Borrow<SliceEndpoint>>(
     policy: TrafficPolicy,
     here: Here<'_>,
 ) -> Selection {
-    let local = |e: &SliceEndpoint| policy == TrafficPolicy::Cluster || is_local(e, here);
-    let indices = |wanted: &dyn Fn(&SliceEndpoint) -> bool| -> Vec<usize> {
-        let numbered = endpoints.iter().map(Borrow::borrow).enumerate();
+    let standings = endpoints.iter().map(|e| Standing::of(e.borrow(), here));
+    choose(&standings.collect::<Vec<_>>(), policy)
+}
+
+/// As [`select`].
+pub(crate) fn choose(endpoints: &[Standing], policy: TrafficPolicy) -> Selection {
+    let local = |e: &Standing| policy == TrafficPolicy::Cluster || e.local;
+    let indices = |wanted: &dyn Fn(&Standing) -> bool| -> Vec<usize> {
+        let numbered = endpoints.iter().enumerate();
         numbered
             .filter(|(_, e)| wanted(e))
             .map(|(index, _)| index)
             .collect()
     };
     let topology = match policy {
-        TrafficPolicy::Cluster => topology(endpoints, here),
+        TrafficPolicy::Cluster => topology(endpoints),
         TrafficPolicy::Local => Topology::Any,
     };
-    let ready = indices(&|e| e.ready && local(e) && topology.admits(e, here));
-    let terminating = indices(&|e| is_last_resort(e) && local(e));
+    let ready = indices(&|e| e.ready && local(e) && topology.admits(e));
+    let terminating = indices(&|e| e.is_last_resort() && local(e));
     let (chosen, draining) = if ready.is_empty() {
         (terminating, Vec::new())
     } else {
         (ready, terminating)
     };
-    let usable = |e: &SliceEndpoint| e.ready || is_last_resort(e);
     Selection {
-        elsewhere: chosen.is_empty() && endpoints.iter().any(|e| usable(e.borrow())),
+        elsewhere: chosen.is_empty() && endpoints.iter().any(|e| e.ready || e.is_last_resort()),
         chosen,
         draining,
     }
 }
 
-fn is_local(endpoint: &SliceEndpoint, here: Here<'_>) -> bool {
-    endpoint.node.as_deref() == Some(here.node)
-}
-
-fn is_last_resort(endpoint: &SliceEndpoint) -> bool {
-    !endpoint.ready && endpoint.serving && endpoint.terminating
-}
-
 /// Hints count only where every ready endpoint has some and one of them is for here; those for nodes before those for
 /// zones.
-fn topology<E: Borrow<SliceEndpoint>>(endpoints: &[E], here: Here<'_>) -> Topology {
-    let hinted = |hints: fn(&SliceEndpoint) -> &[String], name: &str| {
-        let mut ready = endpoints.iter().map(Borrow::borrow).filter(|e| e.ready);
+fn topology(endpoints: &[Standing]) -> Topology {
+    let hinted = |hints: fn(&Standing) -> Hints| {
+        let mut ready = endpoints.iter().filter(|e| e.ready);
         let mut for_here = false;
         let every_one_has_some = ready.all(|e| {
-            for_here |= hints(e).iter().any(|hint| hint == name);
-            !hints(e).is_empty()
+            for_here |= hints(e) == Hints::Here;
+            hints(e) != Hints::None
         });
         every_one_has_some && for_here
     };
-    if hinted(|e| &e.node_hints, here.node) {
+    if hinted(|e| e.for_nodes) {
         Topology::SameNode
-    } else if here
-        .zone
-        .is_some_and(|zone| hinted(|e| &e.zone_hints, zone))
-    {
+    } else if hinted(|e| e.for_zones) {
         Topology::SameZone
     } else {
         Topology::Any
@@ -100,14 +114,40 @@ fn topology<E: Borrow<SliceEndpoint>>(endpoints: &[E], here: Here<'_>) -> Topolo
 }
 
 impl Topology {
-    fn admits(self, endpoint: &SliceEndpoint, here: Here<'_>) -> bool {
+    fn admits(self, endpoint: &Standing) -> bool {
         match self {
             Self::Any => true,
-            Self::SameNode => endpoint.node_hints.iter().any(|hint| hint == here.node),
-            Self::SameZone => {
-                let zone = here.zone.unwrap_or_default();
-                endpoint.zone_hints.iter().any(|hint| hint == zone)
-            }
+            Self::SameNode => endpoint.for_nodes == Hints::Here,
+            Self::SameZone => endpoint.for_zones == Hints::Here,
         }
+    }
+}
+
+impl Hints {
+    pub(crate) fn of(names: &[String], here: Option<&str>) -> Self {
+        if names.is_empty() {
+            Self::None
+        } else if here.is_some_and(|here| names.iter().any(|name| name == here)) {
+            Self::Here
+        } else {
+            Self::Elsewhere
+        }
+    }
+}
+
+impl Standing {
+    pub(crate) fn of(endpoint: &SliceEndpoint, here: Here<'_>) -> Self {
+        Self {
+            ready: endpoint.ready,
+            serving: endpoint.serving,
+            terminating: endpoint.terminating,
+            local: endpoint.node.as_deref() == Some(here.node),
+            for_nodes: Hints::of(&endpoint.node_hints, Some(here.node)),
+            for_zones: Hints::of(&endpoint.zone_hints, here.zone),
+        }
+    }
+
+    fn is_last_resort(&self) -> bool {
+        !self.ready && self.serving && self.terminating
     }
 }

@@ -12,17 +12,22 @@ impl Snapshot {
         match op {
             MapOp::V4(op) => apply_family(self, op),
             MapOp::V6(op) => apply_family(self, op),
-            MapOp::Config(config) => self.config = *config,
+            MapOp::Config(config) => self.config = **config,
             MapOp::Slots { base, backend_ids } => {
                 self.slots
                     .extend((*base..).zip(backend_ids.iter().copied()));
             }
             MapOp::Service { id, service } => put(&mut self.services, *id, *service),
-            MapOp::ServiceName { id, name } => put(&mut self.service_names, *id, *name),
+            MapOp::ServiceName { id, name } => {
+                put(&mut self.service_names, *id, name.clone());
+            }
+            MapOp::PeerName { id, name } => {
+                put(&mut self.peer_names, *id, name.as_deref().copied());
+            }
             MapOp::Peer { id, peer } => put(
                 &mut self.peers,
                 *id,
-                (*peer != Peer::default()).then_some(*peer),
+                (**peer != Peer::default()).then_some(**peer),
             ),
         }
     }
@@ -52,8 +57,12 @@ impl Snapshot {
     pub fn is_idle(&self) -> bool {
         fn idle<A: MapFamily>(snapshot: &Snapshot) -> bool {
             let half = A::half(snapshot);
+            let keeps_source = ebpf_abi::KEEPS_SOURCE.to_be();
             half.frontends.is_empty()
-                && half.ranges.is_empty()
+                && half
+                    .ranges
+                    .iter()
+                    .all(|range| range.service_id_be == keeps_source)
                 && half.endpoints.is_empty()
                 && half.routes.is_empty()
                 && half
@@ -65,6 +74,7 @@ impl Snapshot {
             && idle::<Addr6>(self)
             && self.services.is_empty()
             && self.service_names.is_empty()
+            && self.peer_names.is_empty()
             && self.peers.values().all(|peer| peer.mode == peer_mode::NONE)
     }
 }

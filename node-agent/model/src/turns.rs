@@ -3,14 +3,16 @@
 //! Round robin goes over the slots one after the other, random takes any, and a Maglev table is looked up by the
 //! client's hash. A backend's share is the number of its slots.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use crate::Algorithm;
+use crate::address::IpPort;
 
 /// A backend that takes new connections.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Member {
-    pub(crate) addr: SocketAddr,
+    pub(crate) addr: IpPort,
     pub(crate) id: u32,
     /// Its share, in relation to the others'. Greater than zero.
     pub(crate) weight: u32,
@@ -19,55 +21,158 @@ pub(crate) struct Member {
 /// What stands in the slots of a service.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Turns {
-    /// Backend ids: the members, if there are any, then the turns.
-    pub(crate) slots: Vec<u32>,
+    /// The backends' ids, each once.
+    pub(crate) ids: Box<[u32]>,
+    /// Whose turn is when; empty where every backend has one turn, in the order of `ids`.
+    order: Box<[u32]>,
+    /// The ids lie in the slots too, before the turns, and rise.
+    listed: bool,
+}
+
+impl Turns {
+    /// What was read from slots, the first `listed` of which are members.
+    pub(crate) fn read(slots: &[u32], listed: u32) -> Self {
+        let (ids, order) = slots.split_at(slots.len().min(listed as usize));
+        if !ids.is_empty() {
+            return Self {
+                ids: ids.into(),
+                order: order.into(),
+                listed: true,
+            };
+        }
+        let distinct: BTreeSet<u32> = order.iter().copied().collect();
+        if distinct.len() == order.len() {
+            return Self {
+                ids: order.into(),
+                ..Self::default()
+            };
+        }
+        Self {
+            ids: distinct.into_iter().collect(),
+            order: order.into(),
+            listed: false,
+        }
+    }
+
+    /// All slots: members that are listed, then the turns.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = u32> {
+        let in_slots = self.listed || self.order.is_empty();
+        let ids: &[u32] = if in_slots { &self.ids } else { &[] };
+        ids.iter().chain(&self.order).copied()
+    }
+
+    /// Number of slots.
+    pub(crate) fn len(&self) -> u32 {
+        let in_slots = self.listed || self.order.is_empty();
+        let ids = if in_slots { self.ids.len() } else { 0 };
+        u32::try_from(ids + self.order.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether every backend has one turn, so that their number may change by one.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.order.is_empty()
+    }
+
     /// Number of members at the start that are no turns.
-    pub(crate) members: u32,
+    pub(crate) fn listed(&self) -> u32 {
+        let ids = if self.listed { self.ids.len() } else { 0 };
+        u32::try_from(ids).unwrap_or(u32::MAX)
+    }
+
+    /// What becomes different if these turns take the place of `before`.
+    pub(crate) fn changes(&self, before: &Self) -> Changes {
+        let sorted = |turns: &Self| {
+            let mut ids = turns.ids.clone();
+            ids.sort_unstable();
+            ids
+        };
+        let [old, new] = [before, self].map(sorted);
+        let without = |ids: &[u32], others: &[u32]| {
+            let ids = ids.iter().copied();
+            ids.filter(|id| others.binary_search(id).is_err()).collect()
+        };
+        let pairs = self.slots().zip(before.slots());
+        Changes {
+            new: without(&new, &old),
+            gone: without(&old, &new),
+            slots: pairs.filter(|(now, before)| now != before).count(),
+        }
+    }
+}
+
+/// The difference of two [`Turns`].
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Changes {
+    /// Backends' ids.
+    pub(crate) new: Vec<u32>,
+    pub(crate) gone: Vec<u32>,
+    /// How many of the slots that programs see now get another backend.
+    pub(crate) slots: usize,
+}
+
+impl Changes {
+    /// How much there is to it.
+    pub(crate) fn count(&self) -> usize {
+        self.slots.max(self.new.len()).max(self.gone.len())
+    }
 }
 
 /// Prime sizes of Maglev tables, each with the number of backends from which on the next one is taken: a hundred slots
 /// a backend keep the shares within one percent (Maglev, section 5.3).
 const TABLES: [(u32, usize); 3] = [(1021, 10), (16381, 163), (65521, usize::MAX)];
 
-/// The members in the order of their addresses, the same on every node. `sticky`: the members are listed, so that a
-/// program can tell whether a backend is one.
-pub(crate) fn turns(algorithm: Algorithm, members: &[Member], sticky: bool) -> Turns {
-    let mut ids: Vec<u32> = members.iter().map(|member| member.id).collect();
+/// The turns of these members, which come in the order of their addresses, the same on every node. `sticky`: their ids
+/// rise, so that a program can tell whether a backend is one; else, where every member has one turn, those keep their
+/// place that have one in `before`.
+pub(crate) fn turns(
+    algorithm: Algorithm,
+    members: &[Member],
+    sticky: bool,
+    before: &Turns,
+) -> Turns {
+    let mut ids: Box<[u32]> = members.iter().map(|member| member.id).collect();
     ids.sort_unstable();
     let even = members.iter().all(|member| member.weight == 1);
     let order = match algorithm {
         Algorithm::RoundRobin | Algorithm::Random if even => {
-            // Every member once, in rising order: the members are the turns.
+            let ids = if sticky {
+                ids
+            } else {
+                arrange(&before.ids, &ids)
+            };
             return Turns {
-                slots: ids,
-                members: 0,
+                ids,
+                ..Turns::default()
             };
         }
         Algorithm::RoundRobin | Algorithm::Random => spread(members),
         Algorithm::Maglev => maglev(members),
     };
-    let mut slots = if sticky { ids } else { Vec::new() };
-    let listed = u32::try_from(slots.len()).unwrap_or(u32::MAX);
-    slots.extend(order);
     Turns {
-        slots,
-        members: listed,
+        ids,
+        listed: sticky && !order.is_empty(),
+        order: order.into(),
     }
 }
 
-/// The number of slots that [`turns`] gives.
-pub(crate) fn count(algorithm: Algorithm, weights: &[u32], sticky: bool) -> usize {
-    let even = weights.iter().all(|weight| *weight == 1);
-    let listed = if sticky { weights.len() } else { 0 };
-    match algorithm {
-        Algorithm::RoundRobin | Algorithm::Random if even => weights.len(),
-        Algorithm::RoundRobin | Algorithm::Random => {
-            let sum: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
-            listed + usize::try_from(sum).unwrap_or(usize::MAX)
-        }
-        Algorithm::Maglev if weights.is_empty() => 0,
-        Algorithm::Maglev => listed + table_size(weights.len()) as usize,
-    }
+/// The ids, which rise, in an order that differs from that `before` in as few places as can be: one that is new takes
+/// the place of one that is gone, and where no new one is left the last takes it.
+fn arrange(before: &[u32], ids: &[u32]) -> Box<[u32]> {
+    let mut kept = vec![false; ids.len()];
+    let mut slots: Vec<Option<u32>> = before
+        .iter()
+        .map(|id| {
+            let at = ids.binary_search(id).ok()?;
+            (!std::mem::replace(&mut kept[at], true)).then_some(*id)
+        })
+        .collect();
+    let beyond = slots.split_off(slots.len().min(ids.len()));
+    slots.resize(ids.len(), None);
+    let new = ids.iter().zip(kept).filter(|(_, kept)| !kept);
+    let last = beyond.into_iter().flatten().rev();
+    let mut movers = new.map(|(id, _)| *id).chain(last);
+    let place = |slot: Option<u32>| slot.or_else(|| movers.next());
+    slots.into_iter().filter_map(place).collect()
 }
 
 /// As many turns as the weights add up to, those of one backend as far apart as they can be: the smooth weighted round
@@ -128,7 +233,7 @@ fn table_size(members: usize) -> u32 {
 
 /// FNV-1a over the address and the port, scattered as MurmurHash3 does it at its end; both are in the public domain.
 /// Part of what nodes of different versions must agree on: it may never change.
-fn hash(seed: u8, addr: &SocketAddr) -> u64 {
+fn hash(seed: u8, addr: &IpPort) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut add = |bytes: &[u8]| {
         for byte in bytes {
@@ -136,99 +241,16 @@ fn hash(seed: u8, addr: &SocketAddr) -> u64 {
         }
     };
     add(&[seed]);
-    match addr {
-        SocketAddr::V4(addr) => add(&addr.ip().octets()),
-        SocketAddr::V6(addr) => add(&addr.ip().octets()),
+    match addr.ip {
+        IpAddr::V4(ip) => add(&ip.octets()),
+        IpAddr::V6(ip) => add(&ip.octets()),
     }
-    add(&addr.port().to_be_bytes());
+    add(&addr.port.to_be_bytes());
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     hash ^ (hash >> 33)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn members(weights: &[u32]) -> Vec<Member> {
-        let member = |(index, weight): (u32, &u32)| Member {
-            addr: SocketAddr::new(
-                [10, 244, (index / 200) as u8, (index % 200) as u8].into(),
-                8080,
-            ),
-            id: 7 + index,
-            weight: *weight,
-        };
-        (0..).zip(weights).map(member).collect()
-    }
-
-    fn shares(slots: &[u32]) -> BTreeMap<u32, usize> {
-        let mut shares = BTreeMap::new();
-        for id in slots {
-            *shares.entry(*id).or_default() += 1;
-        }
-        shares
-    }
-
-    #[test]
-    fn a_canary_gets_one_connection_in_twenty_and_never_two_in_a_row() {
-        let turns = turns(Algorithm::RoundRobin, &members(&[1, 19]), false);
-        assert_eq!(shares(&turns.slots), BTreeMap::from([(7, 1), (8, 19)]));
-        let turns = super::turns(Algorithm::RoundRobin, &members(&[2, 3]), false).slots;
-        assert!(turns.windows(2).all(|pair| pair != [7, 7]), "{turns:?}");
-    }
-
-    #[test]
-    fn a_maglev_table_is_the_same_whatever_ids_a_node_gave() {
-        let here = members(&[1; 5]);
-        let mut there = here.clone();
-        there
-            .iter_mut()
-            .for_each(|member| member.id = 90 - member.id);
-        let [here, there] = [here, there].map(|m| turns(Algorithm::Maglev, &m, false).slots);
-        let other: Vec<u32> = there.iter().map(|id| 90 - id).collect();
-        assert_eq!(here, other);
-    }
-
-    #[test]
-    fn a_maglev_table_is_even_and_keeps_most_clients_when_a_backend_goes() {
-        let before = members(&[1; 10]);
-        let mut after = before.clone();
-        after.remove(3);
-        let [before, after] = [before, after].map(|m| turns(Algorithm::Maglev, &m, false).slots);
-        assert_eq!(before.len(), 1021);
-        for (id, share) in shares(&before) {
-            assert!((101..=103).contains(&share), "backend {id} has {share}");
-        }
-        let moved = before.iter().zip(&after);
-        let moved = moved.filter(|(before, after)| **before != 10 && before != after);
-        // A tenth must move; of the rest the paper finds a few percent.
-        assert!(moved.clone().count() < 1021 / 10, "{} moved", moved.count());
-    }
-
-    proptest! {
-        #[test]
-        fn every_backend_gets_its_share_by_every_algorithm(
-            weights in prop::collection::vec(1_u32..9, 0..40), sticky: bool, maglev: bool,
-        ) {
-            let algorithm = if maglev { Algorithm::Maglev } else { Algorithm::Random };
-            let members = members(&weights);
-            let turns = turns(algorithm, &members, sticky);
-            prop_assert_eq!(turns.slots.len(), count(algorithm, &weights, sticky));
-            let (listed, order) = turns.slots.split_at(turns.members as usize);
-            prop_assert!(listed.is_sorted());
-            let sum: u32 = weights.iter().sum();
-            let shares = shares(order);
-            for member in &members {
-                let exact = order.len() as f64 * f64::from(member.weight) / f64::from(sum);
-                let share = shares.get(&member.id).copied().unwrap_or_default() as f64;
-                let off = (share - exact).abs();
-                prop_assert!(off < 0.01 || (maglev && off <= f64::from(member.weight)), "{} for {}", share, exact);
-            }
-        }
-    }
-}
+#[path = "turns_tests.rs"]
+mod tests;

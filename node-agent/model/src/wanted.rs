@@ -4,25 +4,24 @@
 //! addresses ask for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use ebpf_abi::{Family, frontend_flag, service_flag};
 use ipnetwork::IpNetwork;
 
-use crate::address::{family_of, network_of};
-use crate::select::{Here, select};
+use crate::address::{IpPort, family_of, network_of};
+use crate::select::choose;
+use crate::slices::{KeptEndpoint, Slices};
 use crate::turns::Member;
 use crate::weights::weights;
-use crate::{
-    Algorithm, EndpointSlice, ObjectName, PodShare, Protocol, Service, ServicePort, SliceEndpoint,
-    TrafficPolicy,
-};
+use crate::{Algorithm, PodShare, Protocol, Service, ServicePort, TrafficPolicy};
 
-/// A service of the maps: one port of a Service, in one family, with one of the two sets of backends.
+/// A service of the maps, of those that a Service needs: one port, in one family, with one of the two sets of backends.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct SetKey {
-    pub(crate) service: ObjectName,
-    pub(crate) port: String,
+    /// Name of the port.
+    pub(crate) port: Arc<str>,
     pub(crate) protocol: Protocol,
     pub(crate) family: Family,
     pub(crate) policy: TrafficPolicy,
@@ -31,7 +30,7 @@ pub(crate) struct SetKey {
 /// Where clients ask for a service.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct FrontendAddr {
-    pub(crate) addr: SocketAddr,
+    pub(crate) at: IpPort,
     /// IANA protocol number.
     pub(crate) protocol: u8,
 }
@@ -45,9 +44,10 @@ pub(crate) struct WantedSet {
     pub(crate) inside_of: BTreeSet<FrontendAddr>,
     /// Sources that may reach the frontends which have source ranges.
     pub(crate) ranges: BTreeSet<IpNetwork>,
-    /// With their weights.
-    pub(crate) chosen: BTreeMap<SocketAddr, u32>,
-    pub(crate) draining: BTreeSet<SocketAddr>,
+    /// With their weights, in the order of the addresses, each once.
+    pub(crate) chosen: Vec<(IpPort, u32)>,
+    /// As `chosen`.
+    pub(crate) draining: Vec<IpPort>,
     pub(crate) algorithm: Algorithm,
     pub(crate) affinity_seconds: u32,
     /// See [`service_flag`].
@@ -74,10 +74,10 @@ impl WantedSet {
     /// What takes new connections, in the order of the addresses; `None` if one of them gets no id.
     pub(crate) fn members(
         &self,
-        mut id_of: impl FnMut(&SocketAddr) -> Option<u32>,
+        mut id_of: impl FnMut(IpPort) -> Option<u32>,
     ) -> Option<Vec<Member>> {
         let members = self.chosen.iter().map(|(addr, weight)| {
-            let id = id_of(addr)?;
+            let id = id_of(*addr)?;
             Some(Member {
                 addr: *addr,
                 id,
@@ -98,22 +98,21 @@ impl WantedSet {
     }
 }
 
-/// The services of the maps that a Service needs. `node_ports`: the addresses that serve NodePorts.
-pub(crate) fn sets<'a>(
-    name: &ObjectName,
+/// The services of the maps that a Service needs. `node_ports`: the addresses that serve NodePorts; `zone`: this node's.
+pub(crate) fn sets(
     service: &Service,
-    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    slices: &Slices,
     node_ports: &[IpAddr],
-    here: Here<'_>,
+    zone: Option<&str>,
 ) -> BTreeMap<SetKey, WantedSet> {
     let mut sets: BTreeMap<SetKey, WantedSet> = BTreeMap::new();
     for port in &service.ports {
+        let name: Arc<str> = port.name.as_str().into();
         for (frontend, (flags, policy)) in frontends(service, port, node_ports) {
             let key = SetKey {
-                service: name.clone(),
-                port: port.name.clone(),
+                port: name.clone(),
                 protocol: port.protocol,
-                family: family_of(frontend.addr.ip()),
+                family: family_of(frontend.at.ip),
                 policy,
             };
             let inside = key.inside(flags);
@@ -123,36 +122,47 @@ pub(crate) fn sets<'a>(
             }
             let set = sets.entry(key).or_default();
             if flags & frontend_flag::SOURCE_RANGES != 0 {
-                set.ranges = ranges(service, family_of(frontend.addr.ip()));
+                set.ranges = ranges(service, family_of(frontend.at.ip));
             }
             set.frontends.insert(frontend, flags);
         }
     }
     for (key, set) in &mut sets {
         set.affinity_seconds = service.affinity_seconds;
-        fill(key, set, &service.shares, slices.clone(), here);
+        fill(key, set, &service.shares, slices, zone);
     }
     sets
 }
 
 /// ClusterIPs take the internal traffic policy; node ports, external IPs and addresses of load balancers the external
-/// one. All families are those of the ClusterIPs.
+/// one.
 fn frontends(
     service: &Service,
     port: &ServicePort,
     node_ports: &[IpAddr],
 ) -> BTreeMap<FrontendAddr, (u32, TrafficPolicy)> {
     let at = |ip: &IpAddr, number: u16| FrontendAddr {
-        addr: SocketAddr::new(*ip, number),
+        at: IpPort {
+            ip: *ip,
+            port: number,
+        },
         protocol: port.protocol.number(),
     };
+    let of_cluster_ips = service.cluster_ips.iter().map(|ip| family_of(*ip));
     let families: BTreeSet<Family> = service
-        .cluster_ips
+        .families
         .iter()
-        .map(|ip| family_of(*ip))
+        .copied()
+        .chain(of_cluster_ips)
         .collect();
     let served = |ip: &&IpAddr| families.contains(&family_of(**ip));
-    let external = (frontend_flag::EXTERNAL, service.external_policy);
+    let external = |ip: &IpAddr| {
+        let loopback = match ip.is_loopback() {
+            true => frontend_flag::LOOPBACK,
+            false => 0,
+        };
+        (frontend_flag::EXTERNAL | loopback, service.external_policy)
+    };
     let mut frontends = BTreeMap::new();
     for ip in service.load_balancer_ips.iter().filter(served) {
         let filtered = match ranges(service, family_of(*ip)).is_empty() {
@@ -163,16 +173,11 @@ fn frontends(
         frontends.insert(at(ip, port.port), (flags, service.external_policy));
     }
     for ip in service.external_ips.iter().filter(served) {
-        frontends.insert(at(ip, port.port), external);
+        frontends.insert(at(ip, port.port), external(ip));
     }
     if let Some(number) = port.node_port {
         for ip in node_ports.iter().filter(served) {
-            let (flags, policy) = external;
-            let loopback = match ip.is_loopback() {
-                true => frontend_flag::LOOPBACK,
-                false => 0,
-            };
-            frontends.insert(at(ip, number), (flags | loopback, policy));
+            frontends.insert(at(ip, number), external(ip));
         }
     }
     for ip in &service.cluster_ips {
@@ -188,45 +193,49 @@ fn ranges(service: &Service, family: Family) -> BTreeSet<IpNetwork> {
     ranges.map(network_of).collect()
 }
 
-fn fill<'a>(
+fn fill(
     key: &SetKey,
     set: &mut WantedSet,
     shares: &[PodShare],
-    slices: impl Iterator<Item = &'a EndpointSlice>,
-    here: Here<'_>,
+    slices: &Slices,
+    zone: Option<&str>,
 ) {
-    let mut addresses = Vec::new();
-    let mut endpoints: Vec<&SliceEndpoint> = Vec::new();
-    for slice in slices {
+    let mut addresses: Vec<IpPort> = Vec::new();
+    let mut endpoints: Vec<&KeptEndpoint> = Vec::new();
+    for slice in slices.iter() {
         let ports = slice
             .ports
             .iter()
-            .filter(|port| port.name == key.port && port.protocol == key.protocol);
+            .filter(|port| *port.name == *key.port && port.protocol == key.protocol);
         for port in ports {
-            let of_family = |e: &&SliceEndpoint| family_of(e.addr) == key.family;
+            let of_family = |e: &&KeptEndpoint| family_of(e.addr) == key.family;
             for endpoint in slice.endpoints.iter().filter(of_family) {
-                addresses.push(SocketAddr::new(endpoint.addr, port.port));
+                addresses.push(IpPort {
+                    ip: endpoint.addr,
+                    port: port.port,
+                });
                 endpoints.push(endpoint);
             }
         }
     }
-    let selection = select(&endpoints, key.policy, here);
+    let standings: Vec<_> = endpoints.iter().map(|e| e.standing(zone)).collect();
+    let selection = choose(&standings, key.policy);
     let pick = |index: &usize| addresses[*index];
     set.draining = selection.draining.iter().map(pick).collect();
+    set.draining.sort_unstable();
+    set.draining.dedup();
+    let chosen = selection.chosen.iter().map(pick);
     set.chosen = match shares {
-        [] => selection
-            .chosen
-            .iter()
-            .map(|index| (pick(index), 1))
-            .collect(),
+        [] => chosen.map(|addr| (addr, 1)).collect(),
         shares => {
-            let chosen = selection.chosen.iter();
-            let chosen: Vec<_> = chosen.map(|index| endpoints[*index]).collect();
-            let weights = weights(&chosen, shares);
-            let weighted = selection.chosen.iter().map(pick).zip(weights);
+            let pods = selection.chosen.iter();
+            let pods: Vec<_> = pods.map(|index| endpoints[*index].pod.as_deref()).collect();
+            let weighted = chosen.zip(weights(&pods, shares));
             weighted.filter(|(_, weight)| *weight > 0).collect()
         }
     };
+    set.chosen.sort_by_key(|(addr, _)| *addr);
+    set.chosen.dedup_by_key(|(addr, _)| *addr);
     if key.policy == TrafficPolicy::Local && selection.elsewhere {
         set.flags |= service_flag::DROP_IF_EMPTY;
     }

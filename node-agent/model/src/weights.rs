@@ -1,14 +1,14 @@
 //! Shares of a Service's connections by the names of its pods: how a canary gets five percent.
 
-use crate::{PodShare, SliceEndpoint};
+use crate::PodShare;
 
 /// Turns that the weights of one service may add up to.
 const MOST: u128 = 1024;
 
-/// A weight for each endpoint. The pods of a share have it together, each an equal part; pods that no share names have
+/// A weight for each endpoint, of which the name of its Pod is known or not. The pods of a share have it together, each an equal part; pods that no share names have
 /// together what is left of a hundred. A weight of 0: no new connection, as long as others take them.
-pub(crate) fn weights(endpoints: &[&SliceEndpoint], shares: &[PodShare]) -> Vec<u32> {
-    let groups: Vec<Option<usize>> = endpoints.iter().map(|e| group(e, shares)).collect();
+pub(crate) fn weights(pods: &[Option<&str>], shares: &[PodShare]) -> Vec<u32> {
+    let groups: Vec<Option<usize>> = pods.iter().map(|pod| group(*pod, shares)).collect();
     let named: u128 = shares.iter().map(|share| u128::from(share.percent)).sum();
     let percent = |group: Option<usize>| match group {
         Some(index) => u128::from(shares[index].percent),
@@ -27,15 +27,15 @@ pub(crate) fn weights(endpoints: &[&SliceEndpoint], shares: &[PodShare]) -> Vec<
         .map(|group| percent(*group) * (multiple / size(*group)))
         .collect();
     if exact.iter().all(|weight| *weight == 0) {
-        return vec![1; endpoints.len()];
+        return vec![1; pods.len()];
     }
     scaled(&exact)
 }
 
 /// The share whose name is the longest that the pod's name starts with, up to a hyphen: a Deployment's name names its
 /// pods.
-fn group(endpoint: &SliceEndpoint, shares: &[PodShare]) -> Option<usize> {
-    let pod = endpoint.pod.as_deref()?;
+fn group(pod: Option<&str>, shares: &[PodShare]) -> Option<usize> {
+    let pod = pod?;
     let names = |share: &PodShare| {
         let rest = pod.strip_prefix(share.pods.as_str());
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
@@ -74,18 +74,9 @@ fn gcd(a: u128, b: u128) -> u128 {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
     fn of(pods: &[&str], shares: &[(&str, u8)]) -> Vec<u32> {
-        let endpoints: Vec<SliceEndpoint> = pods
-            .iter()
-            .map(|pod| SliceEndpoint {
-                pod: Some((*pod).to_owned()),
-                ..SliceEndpoint::at(Ipv4Addr::LOCALHOST.into())
-            })
-            .collect();
         let shares: Vec<PodShare> = shares
             .iter()
             .map(|(pods, percent)| PodShare {
@@ -93,7 +84,8 @@ mod tests {
                 percent: *percent,
             })
             .collect();
-        weights(&endpoints.iter().collect::<Vec<_>>(), &shares)
+        let pods: Vec<_> = pods.iter().map(|pod| Some(*pod)).collect();
+        weights(&pods, &shares)
     }
 
     #[test]

@@ -42,6 +42,7 @@ fn a_service_has_its_name_before_it_is_visible_and_until_it_is_gone() {
     assert!(named.unwrap() < visible.unwrap(), "{ops:?}");
     let (id, text) = applied.held().service_names.first_key_value().unwrap();
     assert!(applied.held().services.contains_key(id));
+    let text = text.full();
     assert_eq!(
         (text.namespace(), text.name(), text.port()),
         ("kube-system", "kube-dns", "dns")

@@ -47,11 +47,16 @@ impl Agent {
     fn sync(&mut self) -> Plan {
         self.now += Duration::from_millis(300);
         let plan = plan(&mut self.desired, &mut self.applied, self.now);
+        let (old, new) = match self.careful {
+            true => (sets(&self.maps), sets(self.applied.held())),
+            false => Default::default(),
+        };
         for op in &plan.ops {
             if self.careful {
                 let before = self.maps.clone();
                 self.maps.apply_one(op);
                 check_step(&before, &self.maps, op);
+                check_sets(&self.maps, [&old, &new], op);
             } else {
                 self.maps.apply_one(op);
             }
@@ -85,13 +90,30 @@ fn check_step(before: &Snapshot, after: &Snapshot, op: &MapOp) {
         assert!(*base >= end, "two services share slots after {op:?}");
         end = base + count;
     }
-    if let MapOp::Slots { base, backend_ids } = op {
-        let written = *base..*base + u32::try_from(backend_ids.len()).unwrap();
-        let visible = before.services.values().any(|s| {
-            (first_slot(s)..s.slot_base + s.slot_count).any(|slot| written.contains(&slot))
-        });
-        assert!(!visible, "slots of a visible service were written: {op:?}");
+}
+
+/// Small as the sets here are, a client of a service meets the one before or the one after, at every step.
+fn check_sets(maps: &Snapshot, known: [&Sets; 2], op: &MapOp) {
+    for (id, set) in sets(maps) {
+        let [old, new] = known.map(|sets| sets.get(&id));
+        let whole = Some(&set) == old || Some(&set) == new;
+        assert!(
+            whole,
+            "service {id} after {op:?}: {set:?}, not {old:?} or {new:?}"
+        );
     }
+}
+
+/// By service id the ids of the backends.
+type Sets = BTreeMap<u32, BTreeSet<u32>>;
+
+fn sets(maps: &Snapshot) -> Sets {
+    let ids = |service: &ebpf_abi::Service| {
+        let slots = service.slot_base..service.slot_base + service.slot_count;
+        slots.map(|slot| maps.slots[&slot]).collect()
+    };
+    let services = maps.services.iter();
+    services.map(|(id, service)| (*id, ids(service))).collect()
 }
 
 /// Members that are listed for themselves lie before the turns.
@@ -423,7 +445,8 @@ fn a_peer_that_takes_over_a_prefix_is_routed_to_without_a_gap() {
         })
     };
     agent.change(Change::Peer("b".to_owned(), peer(2)));
-    assert_eq!(agent.sync().ops.len(), 3);
+    // Its name, itself, and two routes.
+    assert_eq!(agent.sync().ops.len(), 4);
     agent.change(Change::Peer("b".to_owned(), None));
     agent.change(Change::Peer("c".to_owned(), peer(3)));
     agent.sync();

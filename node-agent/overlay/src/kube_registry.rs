@@ -15,7 +15,7 @@ use tokio::sync::{Mutex, Notify, mpsc};
 use tracing::info;
 
 use crate::annotation::{annotations, earlier, node_lease};
-use crate::{Attributes, LeaseEvent, OwnLease, Registry, RegistryError};
+use crate::{AnnotationPrefix, Attributes, LeaseEvent, OwnLease, Registry, RegistryError};
 
 const RETRY: Duration = Duration::from_millis(500);
 /// Even if nobody told us of a change.
@@ -26,17 +26,20 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 pub struct KubeRegistry {
     api: Api<Node>,
     name: String,
+    prefix: AnnotationPrefix,
     changed: Notify,
     told: mpsc::Sender<LeaseEvent>,
     telling: Mutex<mpsc::Receiver<LeaseEvent>>,
 }
 
 impl KubeRegistry {
-    pub fn new(client: Client, name: &str) -> Self {
+    /// `name`: of this node.
+    pub fn new(client: Client, name: &str, prefix: AnnotationPrefix) -> Self {
         let (told, telling) = mpsc::channel(1024);
         Self {
             api: Api::all(client),
             name: name.to_owned(),
+            prefix,
             changed: Notify::new(),
             told,
             telling: Mutex::new(telling),
@@ -49,7 +52,7 @@ impl KubeRegistry {
             self.changed.notify_one();
         }
         let event = match node {
-            Some(node) => LeaseEvent::Put(name, node_lease(node), id),
+            Some(node) => LeaseEvent::Put(name, node_lease(&self.prefix, node), id),
             None => LeaseEvent::Gone(name, id),
         };
         // The receiver lives as long as this does.
@@ -90,8 +93,8 @@ impl KubeRegistry {
         now: &BTreeMap<String, String>,
         attributes: &Attributes,
     ) -> Result<(), RegistryError> {
-        let wanted = annotations(attributes, now);
-        if wanted.iter().all(|(key, text)| now.get(*key) == Some(text)) {
+        let wanted = annotations(&self.prefix, attributes, now);
+        if wanted.iter().all(|(key, text)| now.get(key) == Some(text)) {
             return Ok(());
         }
         let patch = Patch::Strategic(json!({"metadata": {"annotations": wanted}}));
@@ -111,7 +114,7 @@ impl Registry for KubeRegistry {
         waiting: &(dyn Fn(String) + Sync),
     ) -> Result<Attributes, RegistryError> {
         let all = |node: Node| Ok(Some(node.metadata.annotations.unwrap_or_default()));
-        Ok(earlier(&self.wait(waiting, all).await?))
+        Ok(earlier(&self.prefix, &self.wait(waiting, all).await?))
     }
 
     async fn acquire(

@@ -6,27 +6,28 @@
 #![forbid(unsafe_code)]
 
 mod annotation;
+mod checksum_proof;
 mod etcd;
 mod header;
 mod kube_registry;
 mod lease;
 mod mac;
 mod net_conf;
+mod outer;
 mod overlay;
 mod peers;
 mod registry;
 mod subnet_env;
 
-pub use annotation::{
-    BACKEND_DATA, BACKEND_TYPE, BACKEND_V6_DATA, BackendData, KUBE_SUBNET_MANAGER, PUBLIC_IP,
-    PUBLIC_IP_OVERWRITE, PUBLIC_IPV6, PUBLIC_IPV6_OVERWRITE, node_lease,
-};
-pub use etcd::{EtcdOptions, EtcdRegistry};
+pub use annotation::{AnnotationPrefix, BackendData, BadPrefix, node_lease};
+pub use checksum_proof::{proof_frames, prove};
+pub use etcd::{EtcdOptions, EtcdRegistry, NoLease, etcd_lease};
 pub use header::Encapsulation;
 pub use kube_registry::KubeRegistry;
 pub use lease::{Attributes, Lease};
 pub use mac::VtepMac;
 pub use net_conf::{Backend, NetConf, NetConfError, Range};
+pub use outer::{Checksum, Outer};
 pub use overlay::{Mode, NotAPeer, Overlay, OverlayError, OverlayOptions};
 pub use peers::{Conflict, Peers, Update};
 pub use registry::{LeaseEvent, OwnLease, Registry, RegistryError};

@@ -30,6 +30,8 @@ pub struct Range {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Backend {
     pub mode: Mode,
+    /// See [`crate::OverlayOptions::direct_routing`].
+    pub direct_routing: bool,
     pub vni: u32,
     pub port: u16,
 }
@@ -255,7 +257,7 @@ impl Backend {
             "host-gw" => (Mode::Direct, &empty),
             _ => return Err(NetConfError::Backend(kind.to_owned())),
         };
-        for name in ["GBP", "Learning", "DirectRouting"] {
+        for name in ["GBP", "Learning"] {
             if flag(options, name, false)? {
                 return Err(NetConfError::Option(name));
             }
@@ -276,6 +278,7 @@ impl Backend {
         let port = u16::try_from(fitting("Port", u16::MAX.into(), 0)?).unwrap_or_default();
         Ok(Self {
             mode,
+            direct_routing: mode == Mode::Vxlan && flag(options, "DirectRouting", false)?,
             vni,
             port: if port == 0 { mode.default_port() } else { port },
         })
@@ -382,6 +385,7 @@ mod tests {
         assert_eq!(conf.ranges, [range]);
         let backend = Backend {
             mode: Mode::Vxlan,
+            direct_routing: false,
             vni: 1,
             port: 8472,
         };
@@ -455,15 +459,21 @@ mod tests {
             (json!({"Type": "wireguard"}), "\"wireguard\""),
             (json!("vxlan"), "object"),
             (json!({"Type": "vxlan", "VNI": 1 << 24}), "VNI"),
-            (
-                json!({"Type": "vxlan", "DirectRouting": true}),
-                "DirectRouting",
-            ),
+            (json!({"Type": "vxlan", "Learning": true}), "Learning"),
         ] {
             let error = parse(&json!({"Network": "10.5.0.0/16", "Backend": backend})).unwrap_err();
             assert!(error.to_string().contains(word), "{backend}: {error}");
         }
         assert!(matches!(NetConf::parse(b"[]"), Err(NetConfError::Json(_))));
+    }
+
+    #[test]
+    fn direct_routing_is_an_option_of_vxlan_and_means_nothing_elsewhere() {
+        for (kind, direct_routing) in [("vxlan", true), ("udp", false), ("host-gw", false)] {
+            let backend = json!({"Type": kind, "DirectRouting": true});
+            let conf = parse(&json!({"Network": "10.5.0.0/16", "Backend": backend})).unwrap();
+            assert_eq!(conf.backend.direct_routing, direct_routing, "{kind}");
+        }
     }
 
     proptest! {

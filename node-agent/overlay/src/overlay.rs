@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use node_agent_model::PeerRoutes;
 use serde_json::Value;
 
-use crate::{Attributes, BackendData, Encapsulation, Lease, VtepMac};
+use crate::{Attributes, BackendData, Encapsulation, Lease, Outer, VtepMac};
 
 /// How packets go to other nodes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -26,6 +26,8 @@ pub enum Mode {
 pub struct OverlayOptions {
     pub node_name: String,
     pub mode: Mode,
+    /// Peers on the uplink's own link get their packets as they are: flannel's `DirectRouting`, of [`Mode::Vxlan`].
+    pub direct_routing: bool,
     /// This node's addresses on the uplink.
     pub underlay_v4: Option<Ipv4Addr>,
     pub underlay_v6: Option<Ipv6Addr>,
@@ -46,6 +48,7 @@ pub struct Overlay {
     /// Where encapsulated packets of both families go: the IPv4 underlay, if there is one.
     underlay: IpAddr,
     mtu: u32,
+    pub(crate) outer: Outer,
 }
 
 /// RFC 8200 section 5: a link that carries IPv6 has an MTU of at least 1280 bytes.
@@ -62,8 +65,19 @@ pub enum OverlayError {
         "the uplink's MTU of {found} bytes leaves no room for IPv6 packets in the overlay: it must be at least {least}"
     )]
     Mtu { found: u32, least: u32 },
+    #[error("--direct-routing goes with --overlay=vxlan only: choose that, or leave it out")]
+    DirectRouting,
     #[error("--overlay {0:?} is unknown: choose vxlan, udp or direct")]
     Mode(String),
+    #[error("--overlay-checksum {0:?} is unknown: choose auto, on or off")]
+    Checksum(String),
+    #[error(
+        "{flag} needs --overlay vxlan, and it is {found}: leave it out, or choose vxlan on every node"
+    )]
+    NeedsVxlan {
+        flag: &'static str,
+        found: &'static str,
+    },
 }
 
 /// Why a node gets no route.
@@ -74,7 +88,7 @@ pub enum NotAPeer {
     #[error("it has no podCIDR yet")]
     NoPodCidr,
     #[error("its annotation {0} is missing")]
-    NoAnnotation(&'static str),
+    NoAnnotation(String),
     #[error("its backend type is {found:?}, this node uses {expected:?}")]
     OtherBackend {
         found: String,
@@ -89,10 +103,7 @@ pub enum NotAPeer {
     #[error("its VNI is {found}, this node's is {expected}")]
     OtherVni { found: u32, expected: u32 },
     #[error("its annotation {annotation} is {text:?}, which is no address of that family")]
-    BadAddress {
-        annotation: &'static str,
-        text: String,
-    },
+    BadAddress { annotation: String, text: String },
     #[error("it has no public {0} address")]
     NoAddress(&'static str),
     #[error(
@@ -108,6 +119,15 @@ impl Mode {
             Self::Vxlan => "vxlan",
             Self::Udp => "",
             Self::Direct => "host-gw",
+        }
+    }
+
+    /// The word that chooses it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Vxlan => "vxlan",
+            Self::Udp => "udp",
+            Self::Direct => "direct",
         }
     }
 
@@ -164,6 +184,9 @@ impl Overlay {
         if options.vni == 0 || options.vni >= 1 << 24 {
             return Err(OverlayError::Vni(options.vni));
         }
+        if options.direct_routing && options.mode != Mode::Vxlan {
+            return Err(OverlayError::DirectRouting);
+        }
         let family = if underlay.is_ipv4() {
             Family::V4
         } else {
@@ -179,7 +202,23 @@ impl Overlay {
             mtu: options.uplink_mtu - overhead,
             underlay,
             options,
+            outer: Outer::default(),
         })
+    }
+
+    /// What the programs must know: bits of [`config_flag`]. Where the kernel's device takes packets out of the overlay,
+    /// the programs leave them to it.
+    pub fn config_flags(&self) -> u32 {
+        if self.outer.by_device {
+            0
+        } else {
+            self.options.mode.config_flags()
+        }
+    }
+
+    /// This node's underlay address.
+    pub fn underlay(&self) -> IpAddr {
+        self.underlay
     }
 
     /// Largest packet of a pod that reaches every peer, in bytes.
@@ -246,11 +285,12 @@ impl Overlay {
         let v4 = v4.ok_or(NotAPeer::NoAddress("IPv4"));
         let v6 = attributes.public_ipv6.map(IpAddr::V6);
         let v6 = v6.ok_or(NotAPeer::NoAddress("IPv6"));
+        let of_family = |of_family: Filter| -> Vec<IpNetwork> {
+            lease.subnets.iter().copied().filter(of_family).collect()
+        };
         if options.mode == Mode::Direct {
-            let routed = |remote: Result<IpAddr, NotAPeer>,
-                          has_underlay: bool,
-                          of_family: Filter| {
-                let prefixes: Vec<_> = lease.subnets.iter().copied().filter(of_family).collect();
+            let routed = |remote: Result<IpAddr, NotAPeer>, has_underlay: bool, family: Filter| {
+                let prefixes = of_family(family);
                 if prefixes.is_empty() || !has_underlay {
                     return Ok(None);
                 }
@@ -266,11 +306,28 @@ impl Overlay {
             IpAddr::V4(_) => (v4?, &attributes.backend_data),
             IpAddr::V6(_) => (v6?, &attributes.backend_v6_data),
         };
-        let routes = PeerRoutes {
-            peer: self.encapsulated(remote, data)?,
-            prefixes: lease.subnets.clone(),
+        let peer = self.encapsulated(remote, data)?;
+        if !options.direct_routing || !self.is_on_link(remote) {
+            let prefixes = lease.subnets.clone();
+            return Ok([Some(PeerRoutes { peer, prefixes }), None]);
+        }
+        // A next hop has its packets' family: those of the other one are encapsulated here, too.
+        let (own, other): (Filter, Filter) = match remote {
+            IpAddr::V4(_) => (IpNetwork::is_ipv4, IpNetwork::is_ipv6),
+            IpAddr::V6(_) => (IpNetwork::is_ipv6, IpNetwork::is_ipv4),
         };
-        Ok([Some(routes), None])
+        let routes = |peer, prefixes: Vec<IpNetwork>| {
+            (!prefixes.is_empty()).then_some(PeerRoutes { peer, prefixes })
+        };
+        Ok([
+            routes(peer_at(remote, options.uplink_mtu), of_family(own)),
+            routes(peer, of_family(other)),
+        ])
+    }
+
+    fn is_on_link(&self, remote: IpAddr) -> bool {
+        let mut links = self.options.on_link.iter();
+        links.any(|link| link.contains(remote))
     }
 
     fn encapsulated(&self, remote: IpAddr, data: &Value) -> Result<Peer, NotAPeer> {
@@ -296,9 +353,10 @@ impl Overlay {
                 peer_mac: data.vtep_mac,
             }
         };
-        let on_link = options.on_link.iter().any(|link| link.contains(remote));
         let mut peer = peer_at(remote, self.mtu);
+        let on_link = self.is_on_link(remote);
         encapsulation.fill(&mut peer, self.underlay, options.port, on_link);
+        self.finish(&mut peer);
         Ok(peer)
     }
 }
@@ -337,6 +395,7 @@ mod tests {
         Overlay::new(OverlayOptions {
             node_name: "a".to_owned(),
             mode,
+            direct_routing: false,
             underlay_v4: Some(Ipv4Addr::new(192, 0, 2, 1)),
             underlay_v6: Some("2001:db8::1".parse().unwrap()),
             on_link: vec![
@@ -392,6 +451,35 @@ mod tests {
         lease.attributes.public_ip = Some(Ipv4Addr::new(192, 0, 2, 17));
         let [routes, _] = overlay(Mode::Vxlan).peers(&lease).unwrap();
         assert_eq!(routes.unwrap().peer.mode, peer_mode::VXLAN);
+    }
+
+    #[test]
+    fn with_direct_routing_a_node_on_the_same_link_is_the_next_hop_and_one_behind_a_router_is_not()
+    {
+        let direct = Overlay::new(OverlayOptions {
+            direct_routing: true,
+            ..overlay(Mode::Vxlan).options
+        })
+        .unwrap();
+        let mut lease = flannel_lease();
+        let [v4, v6] = direct.peers(&lease).unwrap().map(Option::unwrap);
+        assert_eq!((v4.peer.mode, v4.peer.mtu), (peer_mode::DIRECT, 1500));
+        assert_eq!(v4.peer.underlay_addr[..4], [192, 0, 2, 2]);
+        assert_eq!(v4.prefixes, lease.subnets[..1]);
+        assert_eq!(
+            (v6.peer.mode, v6.peer.mtu),
+            (peer_mode::VXLAN_ON_LINK, 1450)
+        );
+        assert_eq!(v6.prefixes, lease.subnets[1..]);
+        lease.attributes.public_ip = Some(Ipv4Addr::new(192, 0, 2, 17));
+        let [both, none] = direct.peers(&lease).unwrap();
+        assert_eq!(both.unwrap().peer.mode, peer_mode::VXLAN);
+        assert_eq!(none, None);
+        let error = Overlay::new(OverlayOptions {
+            mode: Mode::Udp,
+            ..direct.options
+        });
+        assert_eq!(error.unwrap_err(), OverlayError::DirectRouting);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use node_agent_model::{Change, PeerRoutes};
 
-use crate::{Lease, NotAPeer, Overlay};
+use crate::{Lease, NotAPeer, Overlay, VtepMac, outer};
 
 /// Everybody's leases.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub struct Update {
     pub changes: [Change; 2],
     /// Where the host must have routes to.
     pub prefixes: Vec<IpNetwork>,
+    /// Where the kernel's VXLAN device must send what is addressed to the holder's.
+    pub forwarding: Option<(VtepMac, IpAddr)>,
     /// Why the holder gets no route.
     pub why_not: Option<NotAPeer>,
 }
@@ -168,12 +170,16 @@ impl Peers {
         let prefixes = peers.iter().flatten();
         let prefixes = prefixes.flat_map(|peer| peer.prefixes.clone()).collect();
         let [first, ipv6] = peers;
+        let forwarding = first
+            .as_ref()
+            .and_then(|routes| outer::forwarding(&routes.peer));
         Update {
             changes: [
                 Change::Peer(holder.clone(), first),
                 Change::Peer(format!("{holder}/ipv6"), ipv6),
             ],
             prefixes,
+            forwarding,
             why_not,
             holder,
         }
@@ -209,12 +215,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Mode, OverlayOptions, VtepMac};
+    use crate::{Mode, OverlayOptions};
 
     fn overlay(number: u8) -> Overlay {
         Overlay::new(OverlayOptions {
             node_name: "own".to_owned(),
             mode: Mode::Vxlan,
+            direct_routing: false,
             underlay_v4: Some([192, 0, 2, number].into()),
             underlay_v6: None,
             on_link: vec![],

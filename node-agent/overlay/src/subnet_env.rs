@@ -82,21 +82,23 @@ impl SubnetEnv {
     /// The subnets that a file names, those of flannel included; none if there is no file or it cannot be read.
     #[must_use]
     pub fn subnets_of(path: &Path) -> Vec<IpNetwork> {
-        subnets(&fs::read_to_string(path).unwrap_or_default())
+        Self::subnets_in(&fs::read_to_string(path).unwrap_or_default())
     }
-}
 
-fn subnets(text: &str) -> Vec<IpNetwork> {
-    text.lines()
-        .filter_map(|line| {
-            let (key, value) = line.split_once('=')?;
-            if !matches!(key.trim(), "FLANNEL_SUBNET" | "FLANNEL_IPV6_SUBNET") {
-                return None;
-            }
-            let written: IpNetwork = value.trim().parse().ok()?;
-            IpNetwork::new(written.network(), written.prefix()).ok()
-        })
-        .collect()
+    /// As [`SubnetEnv::subnets_of`], of a file's text.
+    #[must_use]
+    pub fn subnets_in(text: &str) -> Vec<IpNetwork> {
+        text.lines()
+            .filter_map(|line| {
+                let (key, value) = line.split_once('=')?;
+                if !matches!(key.trim(), "FLANNEL_SUBNET" | "FLANNEL_IPV6_SUBNET") {
+                    return None;
+                }
+                let written: IpNetwork = value.trim().parse().ok()?;
+                IpNetwork::new(written.network(), written.prefix()).ok()
+            })
+            .collect()
+    }
 }
 
 fn first_usable(subnet: IpNetwork) -> IpAddr {
@@ -153,7 +155,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_file_makes_it_panic(text in "(FLANNEL_SUBNET=.{0,20}\n|.{0,40}\n){0,5}") {
-            let _ = subnets(&text);
+            let _ = SubnetEnv::subnets_in(&text);
         }
     }
 }

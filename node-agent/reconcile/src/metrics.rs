@@ -1,5 +1,6 @@
 //! What the loop counts.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ebpf_abi::maps;
@@ -89,9 +90,10 @@ impl Metrics {
         metrics
     }
 
-    pub(crate) fn applied(&self, ops: &[MapOp]) {
-        for op in ops {
-            self.operations.get_or_create(&[("map", map_of(op))]).inc();
+    pub(crate) fn applied(&self, counts: &OpCounts) {
+        for (map, count) in counts {
+            let counter = self.operations.get_or_create(&[("map", *map)]);
+            counter.inc_by(*count);
         }
     }
 
@@ -105,8 +107,19 @@ impl Metrics {
     }
 }
 
+/// By the name of the map how many operations there were.
+pub(crate) type OpCounts = BTreeMap<&'static str, u64>;
+
+pub(crate) fn count(ops: &[MapOp]) -> OpCounts {
+    let mut counts = OpCounts::new();
+    for op in ops {
+        *counts.entry(map_of(op)).or_default() += 1;
+    }
+    counts
+}
+
 /// The maps that the reconciler owns.
-const RECONCILED: [&str; 15] = [
+const RECONCILED: [&str; 16] = [
     maps::CONFIG,
     maps::FRONTEND4,
     maps::FRONTEND6,
@@ -122,6 +135,7 @@ const RECONCILED: [&str; 15] = [
     maps::ROUTE4,
     maps::ROUTE6,
     maps::PEER,
+    maps::PEER_NAME,
 ];
 
 fn map_of(op: &MapOp) -> &'static str {
@@ -151,6 +165,7 @@ fn map_of(op: &MapOp) -> &'static str {
         MapOp::Service { .. } => maps::SERVICE,
         MapOp::ServiceName { .. } => maps::SERVICE_NAME,
         MapOp::Peer { .. } => maps::PEER,
+        MapOp::PeerName { .. } => maps::PEER_NAME,
     }
 }
 

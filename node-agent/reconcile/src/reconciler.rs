@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use node_agent_model::{
     Algorithm, Applied, Capacity, Change, Desired, MapSink, QUARANTINE, SinkError, plan,
 };
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, error, info, warn};
@@ -13,6 +14,7 @@ use tracing::{debug, error, info, warn};
 use crate::backoff::Backoff;
 use crate::handle::Command;
 use crate::kube_proxy_metrics::{Counted, Pending};
+use crate::metrics::{self, OpCounts};
 use crate::{ApplyError, Handle, HealthChecks, Metrics, Status};
 
 /// How the loop works.
@@ -25,14 +27,15 @@ pub struct Options {
     pub algorithm: Algorithm,
     /// Must have listed everything once before anything is written.
     pub sources: BTreeSet<&'static str>,
-    /// How long changes are collected before they are planned together.
+    /// From one pass to the next: the first change of a quiet time is planned at once, those that follow are collected
+    /// for so long.
     pub coalesce: Duration,
     /// How often the maps are read back and compared.
     pub compare_every: Duration,
 }
 
 impl Options {
-    /// Collects for 3 ms, compares every five minutes.
+    /// At most a pass every 3 ms, compares every five minutes.
     pub fn new(
         node_name: impl Into<String>,
         sources: impl IntoIterator<Item = &'static str>,
@@ -62,6 +65,8 @@ pub struct Reconciler<S> {
     retry_at: Option<Instant>,
     failing: bool,
     compare_at: Instant,
+    /// Until then what comes is collected.
+    collect_until: Instant,
     /// When the first change came that is not in the maps yet.
     changed_at: Option<Instant>,
     pending: Pending,
@@ -80,7 +85,9 @@ struct State<S> {
 
 /// What a pass did.
 struct Pass {
+    /// Operations that are in force.
     ops: usize,
+    counts: OpCounts,
     result: Result<(), SinkError>,
     refused: Vec<node_agent_model::Refusal>,
     repaired: bool,
@@ -121,6 +128,7 @@ impl<S: MapSink + Send + 'static> Reconciler<S> {
             backoff: Backoff::default(),
             retry_at: None,
             failing: false,
+            collect_until: now,
             changed_at: None,
             pending: Pending::new(),
             health_checks,
@@ -160,16 +168,32 @@ impl<S: MapSink + Send + 'static> Reconciler<S> {
         }
     }
 
-    /// Takes what comes in the next few milliseconds too; false when no more can come.
+    /// Takes what has come already, and after a pass what comes for a few milliseconds more; false when no more can come.
     async fn collect(&mut self) -> bool {
-        let until = Instant::now() + self.options.coalesce;
+        let latest = Instant::now() + self.options.coalesce;
         loop {
-            match timeout_at(until, self.commands.recv()).await {
+            match self.commands.try_recv() {
+                // Who sends without a pause must not keep the maps from being written.
+                Ok(command) if Instant::now() < latest => self.take(command),
+                Ok(command) => {
+                    self.take(command);
+                    return true;
+                }
+                Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) if !self.is_collecting() => return true,
+                Err(TryRecvError::Empty) => {}
+            }
+            match timeout_at(self.collect_until, self.commands.recv()).await {
                 Ok(Some(command)) => self.take(command),
                 Ok(None) => return false,
                 Err(_) => return true,
             }
         }
+    }
+
+    /// Who only waits for what was planned before, waits for nobody else.
+    fn is_collecting(&self) -> bool {
+        Instant::now() < self.collect_until && self.state.desired.is_dirty()
     }
 
     fn take(&mut self, command: Command) {
@@ -222,7 +246,7 @@ impl<S: MapSink + Send + 'static> Reconciler<S> {
             (state, outcome)
         })
         .await;
-        let (state, (pass, ops)) = match joined {
+        let (state, pass) = match joined {
             Ok(done) => done,
             Err(error) => {
                 error!(%error, "the reconciler panicked");
@@ -230,7 +254,10 @@ impl<S: MapSink + Send + 'static> Reconciler<S> {
             }
         };
         self.state = state;
-        self.metrics.applied(&ops);
+        if pass.ops > 0 {
+            self.collect_until = Instant::now() + self.options.coalesce;
+        }
+        self.metrics.applied(&pass.counts);
         self.metrics.kube_proxy.passed(began.elapsed());
         self.report(&pass);
         Some(self)
@@ -337,19 +364,21 @@ impl<S> Reconciler<S> {
 }
 
 impl<S: MapSink> State<S> {
-    /// Reads back if in doubt, plans, applies. Also returns the operations that are in force.
-    fn pass(&mut self) -> (Pass, Vec<node_agent_model::MapOp>) {
-        let failed = |source| Pass {
-            ops: 0,
-            result: Err(source),
-            refused: Vec::new(),
-            repaired: false,
-        };
+    /// Reads back if in doubt, plans, applies.
+    fn pass(&mut self) -> Pass {
         let repaired = self.doubtful;
         if self.doubtful {
             match self.sink.snapshot() {
                 Ok(snapshot) => self.applied.resync(snapshot),
-                Err(error) => return (failed(error), Vec::new()),
+                Err(error) => {
+                    return Pass {
+                        ops: 0,
+                        counts: OpCounts::new(),
+                        result: Err(error),
+                        refused: Vec::new(),
+                        repaired: false,
+                    };
+                }
             }
             self.doubtful = false;
         }
@@ -364,15 +393,13 @@ impl<S: MapSink> State<S> {
             self.doubtful = true;
             ops.truncate(failure.index.unwrap_or(0));
         }
-        (
-            Pass {
-                ops: ops.len(),
-                result,
-                refused: planned.refused,
-                repaired,
-            },
-            ops,
-        )
+        Pass {
+            ops: ops.len(),
+            counts: metrics::count(&ops),
+            result,
+            refused: planned.refused,
+            repaired,
+        }
     }
 }
 
@@ -384,6 +411,7 @@ fn kind_of(change: &Change) -> &'static str {
         Change::Zone(_) => "zone",
         Change::Endpoint(..) => "endpoint",
         Change::Peer(..) => "peer",
+        Change::KeepSource(_) => "destinations that keep the source",
         Change::Config(_) => "config",
     }
 }

@@ -168,7 +168,7 @@ async fn a_restart_in_an_unchanged_world_writes_nothing_and_the_metric_says_so()
     let values = text
         .lines()
         .filter(|line| line.starts_with("fairlead_map_operations_total"));
-    assert_eq!(values.clone().count(), 15);
+    assert_eq!(values.clone().count(), 16);
     assert!(values.clone().all(|line| line.ends_with(" 0")), "{text}");
 }
 
@@ -286,18 +286,49 @@ async fn changes_that_come_together_are_planned_together() {
     let (handle, _registry) = start(
         &maps,
         Options {
-            coalesce: Duration::from_millis(50),
+            coalesce: Duration::from_millis(500),
+            ..options()
+        },
+    );
+    web(&handle, &["10.244.1.1"]).await;
+    sources(&handle).await;
+    handle.flush().await.unwrap();
+    // Its address, a backend, a slot, a service and its name, a frontend.
+    assert_eq!(maps.state().applied, 6);
+    for last in 2..100 {
+        web(&handle, &[&format!("10.244.1.{last}")]).await;
+    }
+    handle.flush().await.unwrap();
+    // Of 98 sets only the last was written: the slot, the backend that came and the one that went.
+    assert_eq!(maps.state().applied, 9);
+}
+
+#[tokio::test]
+async fn the_first_change_of_a_quiet_time_waits_for_no_other() {
+    let maps = Maps::default();
+    let (handle, _registry) = start(
+        &maps,
+        Options {
+            coalesce: Duration::from_secs(5),
             ..options()
         },
     );
     sources(&handle).await;
     handle.flush().await.unwrap();
-    for last in 2..100 {
-        web(&handle, &[&format!("10.244.1.{last}")]).await;
+    // Nothing was written for long.
+    web(&handle, &["10.244.1.2"]).await;
+    let began = tokio::time::Instant::now();
+    while maps.state().maps.v4.frontends.is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(4), "it waits");
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    // What follows is collected.
+    web(&handle, &["10.244.1.3"]).await;
     handle.flush().await.unwrap();
-    // Only the last set was written: its address, a backend, a slot, a service and its name, a frontend.
-    assert_eq!(maps.state().applied, 6);
+    assert!(
+        began.elapsed() > Duration::from_secs(4),
+        "it was not collected"
+    );
 }
 
 #[tokio::test]

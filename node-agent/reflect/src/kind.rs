@@ -67,13 +67,13 @@ impl Kind for Node {
     fn reflect(&self, name: ObjectName) -> Reflected {
         Reflected::Node {
             node: Some(node(self, &name.name)),
-            name: name.name,
+            name: name.name.clone(),
         }
     }
 
     fn removed(name: ObjectName) -> Reflected {
         Reflected::Node {
-            name: name.name,
+            name: name.name.clone(),
             node: None,
         }
     }
@@ -172,12 +172,13 @@ fn node(node: &Node, name: &str) -> node_agent_model::Node {
         .status
         .iter()
         .flat_map(|status| status.addresses.iter().flatten());
-    let internal = addresses.filter(|address| address.type_ == "InternalIP");
+    // Names are among them.
+    let ips = addresses.filter_map(|address| Some((&address.type_, address.address.parse().ok()?)));
+    let (internal, other): (Vec<_>, Vec<_>) = ips.partition(|(kind, _)| *kind == "InternalIP");
     node_agent_model::Node {
         name: name.to_owned(),
-        internal_ips: internal
-            .filter_map(|address| address.address.parse().ok())
-            .collect(),
+        internal_ips: internal.into_iter().map(|(_, ip)| ip).collect(),
+        other_ips: other.into_iter().map(|(_, ip)| ip).collect(),
         pod_cidrs: pod_cidrs.collect(),
         zone: labels.and_then(|labels| labels.get(ZONE)).cloned(),
         annotations: node.metadata.annotations.clone().unwrap_or_default(),

@@ -36,6 +36,7 @@ pub(crate) fn reflect(service: &Service, name: &ObjectName) -> Option<node_agent
     let source_ranges = parsed(name, "spec.loadBalancerSourceRanges", texts);
     Some(node_agent_model::Service {
         cluster_ips,
+        families: Vec::new(),
         external_ips,
         load_balancer_ips: load_balancer_ips(service, spec, name),
         source_ranges,

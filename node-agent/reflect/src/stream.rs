@@ -1,14 +1,14 @@
 //! One list-and-watch a kind, all into one channel.
 
 use std::collections::BTreeSet;
-use std::time::SystemTime;
+use std::pin::pin;
+use std::time::{Duration, SystemTime};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::Api;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher::{self, DefaultBackoff, Event};
 use node_agent_model::{ChangeId, ObjectName};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -29,6 +29,9 @@ pub const SOURCES: [Source; 3] = [Source::Services, Source::EndpointSlices, Sour
 /// When the change of a Pod or Service happened that made the control plane change the object.
 /// <https://kubernetes.io/docs/reference/labels-annotations-taints/#endpoints-kubernetes-io-last-change-trigger-time>
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
+/// What the backoff comes to; it does not end.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// What the streams say.
 #[expect(
@@ -69,29 +72,48 @@ pub async fn run(client: kube::Client, out: mpsc::Sender<Message>) {
 }
 
 async fn watch<K: Kind>(source: Source, api: Api<K>, out: mpsc::Sender<Message>) {
-    let mut stream = watcher::watcher(api, watcher::Config::default())
-        .default_backoff()
-        .boxed();
     let mut mirror = Names::default();
+    // Grows to half a minute, and as much again at random, so that the nodes of a cluster do not come back at once;
+    // only two minutes without a failure make it short again. A list that succeeds does not: what follows may fail for
+    // ever, and every try would be a list.
+    let mut backoff = DefaultBackoff::default();
     loop {
-        let event = match stream.try_next().await {
-            Ok(Some(event)) => event,
-            Ok(None) => return,
-            Err(error) => {
-                warn!(
-                    source = source.label(),
-                    error = &error as &dyn std::error::Error,
-                    "watch failed, listing again"
-                );
-                continue;
-            }
-        };
-        for message in mirror.messages(source, event) {
-            if out.send(message).await.is_err() {
-                return;
+        // A new watcher begins with a list.
+        let mut stream = pin!(watcher::watcher(api.clone(), watcher::Config::default()));
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(event) => {
+                    for message in mirror.messages(source, event) {
+                        if out.send(message).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                Err(error) => {
+                    let wait = backoff.next().unwrap_or(LONGEST_WAIT);
+                    warn!(
+                        source = source.label(),
+                        error = &error as &dyn std::error::Error,
+                        ?wait,
+                        "watch failed"
+                    );
+                    tokio::time::sleep(wait).await;
+                    if was_not_understood(&error) {
+                        break;
+                    }
+                }
             }
         }
     }
+}
+
+/// Whether an event came that could not be read: the watch would go on behind it, and only a list tells what it was. One
+/// that is some JSON object is given as a `Status` without a word, since that has no field that must be there.
+fn was_not_understood(error: &watcher::Error) -> bool {
+    matches!(
+        error,
+        watcher::Error::WatchFailed(kube::Error::SerdeError(_) | kube::Error::Api(_))
+    )
 }
 
 /// The names that were announced, to find out what a new list has lost.
@@ -123,7 +145,8 @@ impl Names {
                 }]
             }
             Event::InitDone => {
-                let gone: Vec<_> = self.known.difference(&self.listed).cloned().collect();
+                let listed = std::mem::take(&mut self.listed);
+                let gone: Vec<_> = self.known.difference(&listed).cloned().collect();
                 let mut messages = Vec::new();
                 for name in gone {
                     debug!(source = source.label(), object = %name, "no longer listed");
@@ -199,6 +222,37 @@ mod tests {
             _ => None,
         };
         messages.iter().filter_map(removal).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_is_away_for_an_hour_is_asked_less_and_less_and_by_each_node_at_another_time()
+     {
+        let node = || {
+            let mut backoff = DefaultBackoff::default();
+            move || backoff.next().unwrap()
+        };
+        let mut waits = Vec::new();
+        let (mut one, mut away) = (node(), Duration::ZERO);
+        while away < Duration::from_secs(3600) {
+            let wait = one();
+            tokio::time::advance(wait).await;
+            away += wait;
+            waits.push(wait);
+        }
+        assert!(waits[0] < Duration::from_secs(2), "{waits:?}");
+        assert!(
+            waits.iter().all(|wait| *wait <= 2 * LONGEST_WAIT),
+            "{waits:?}"
+        );
+        assert!(waits.len() < 130, "{} tries in an hour", waits.len());
+        // Many nodes that fail together do not come back together.
+        let mut firsts: Vec<Duration> = (0..100).map(|_| node()()).collect();
+        firsts.sort();
+        firsts.dedup();
+        assert!(firsts.len() > 90, "{} different waits", firsts.len());
+        // And after two good minutes it is as in the beginning.
+        tokio::time::advance(Duration::from_secs(121)).await;
+        assert!(one() < Duration::from_secs(2));
     }
 
     #[test]

@@ -3,26 +3,29 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
-use tests_testkit::{Bpffs, Cgroup, Machine, Underlay};
+use tests_testkit::{Bpffs, Cgroup, Machine, Underlay, program};
 
-use crate::{Api, Plugin, binary, eventually};
+use crate::{Api, Plugin, eventually};
 
 /// A node with its agent; both end when this is dropped, the agent without a farewell.
 #[derive(Debug)]
 pub struct Agent {
     name: String,
+    program: PathBuf,
     arguments: Vec<String>,
+    /// Where it finds what a pod's container finds in /run, and its environment.
+    as_pod: Option<(PathBuf, Vec<(String, String)>)>,
     child: Option<Child>,
     machine: Machine,
     directory: TempDir,
     bpffs: Bpffs,
-    _cgroup: Cgroup,
+    cgroup: Cgroup,
 }
 
 impl Agent {
@@ -32,12 +35,51 @@ impl Agent {
     ///
     /// When it cannot be started.
     pub fn start(name: &str, machine: Machine, server: &str, more: &[&str]) -> Result<Self> {
+        let server = format!("--server={server}");
+        Self::start_with(name, machine, &[&[server.as_str()], more].concat())
+    }
+
+    /// As [`Agent::start`]; the arguments say where the API server is.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start_with(name: &str, machine: Machine, more: &[&str]) -> Result<Self> {
+        let mut agent = Self::prepare(name, machine, more)?;
+        agent.again()?;
+        Ok(agent)
+    }
+
+    /// As [`Agent::start`], as the container of a pod: `run` is its `/run`, with the service account's files in
+    /// `secrets/kubernetes.io/serviceaccount`, and its environment says where the API server is.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start_as_pod(
+        name: &str,
+        machine: Machine,
+        run: &Path,
+        server: SocketAddr,
+        more: &[&str],
+    ) -> Result<Self> {
+        let mut agent = Self::prepare(name, machine, more)?;
+        let environment = [
+            ("KUBERNETES_SERVICE_HOST", server.ip().to_string()),
+            ("KUBERNETES_SERVICE_PORT", server.port().to_string()),
+        ];
+        let environment = environment.map(|(key, value)| (key.to_owned(), value));
+        agent.as_pod = Some((run.to_owned(), environment.to_vec()));
+        agent.again()?;
+        Ok(agent)
+    }
+
+    fn prepare(name: &str, machine: Machine, more: &[&str]) -> Result<Self> {
         let (bpffs, cgroup) = (Bpffs::new()?, Cgroup::new()?);
         let directory = tempfile::tempdir().context("make a temporary folder")?;
         let path = |name: &str| directory.path().join(name).display().to_string();
         let arguments = [
             format!("--node-name={name}"),
-            format!("--server={server}"),
             "--uplink=eth0".to_owned(),
             "--kubelet=false".to_owned(),
             format!("--pin-dir={}", bpffs.pin_dir().display()),
@@ -48,20 +90,22 @@ impl Agent {
             format!("--cni-conf-dir={}", path("net.d")),
             format!("--subnet-env={}", path("subnet.env")),
         ];
-        let mut agent = Self {
+        // The agent installs the plugin that lies beside it.
+        program("node-agent-cni", "fairlead-cni")?;
+        Ok(Self {
             name: name.to_owned(),
+            program: program("node-agent-daemon", "fairlead-node-agent")?,
             arguments: arguments
                 .into_iter()
                 .chain(more.iter().map(|word| (*word).to_owned()))
                 .collect(),
+            as_pod: None,
             child: None,
             machine,
             directory,
             bpffs,
-            _cgroup: cgroup,
-        };
-        agent.again()?;
-        Ok(agent)
+            cgroup,
+        })
     }
 
     /// Makes the Node `nNUMBER` with podCIDRs, starts its agent on machine NUMBER and waits until it is ready.
@@ -83,6 +127,19 @@ impl Agent {
         Ok(agent)
     }
 
+    /// Another program is what [`Agent::again`] starts from now on.
+    pub fn install(&mut self, program: PathBuf) -> PathBuf {
+        std::mem::replace(&mut self.program, program)
+    }
+
+    /// Whether a flag is said when it starts again.
+    pub fn say(&mut self, flag: &str, wanted: bool) {
+        self.arguments.retain(|argument| argument != flag);
+        if wanted {
+            self.arguments.push(flag.to_owned());
+        }
+    }
+
     /// Starts it (again) with the same words.
     ///
     /// # Errors
@@ -93,7 +150,17 @@ impl Agent {
             .create(true)
             .append(true)
             .open(self.directory.path().join("log"))?;
-        let mut command = Command::new(binary("fairlead-node-agent")?);
+        let mut command = match &self.as_pod {
+            // In mounts of its own; /var/run leads to /run.
+            Some((run, environment)) => {
+                let mut command = Command::new("unshare");
+                let mount = "mount --bind \"$0\" /run && exec \"$@\"";
+                command.args(["--mount", "sh", "-c", mount]).arg(run);
+                command.arg(&self.program).envs(environment.iter().cloned());
+                command
+            }
+            None => Command::new(&self.program),
+        };
         command
             .args(&self.arguments)
             .stdin(Stdio::null())
@@ -166,6 +233,12 @@ impl Agent {
     #[must_use]
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Whose sockets are balanced when they connect.
+    #[must_use]
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
     }
 
     #[must_use]

@@ -2,10 +2,13 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use control_plane_registry::{Options, Registry};
 use control_plane_store::{EmbeddedStore, embedded};
+use http::header::CONTENT_TYPE;
+use http::{Method, Request};
 use k8s_openapi::api::core::v1::{Event, Node};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, Config};
@@ -19,14 +22,16 @@ use tokio::sync::watch;
 /// The machine's number on the underlay.
 const NUMBER: u8 = 250;
 const PORT: u16 = 6443;
+/// Far longer than its threads take to end.
+const STOPPING: Duration = Duration::from_secs(10);
 
-/// A running API server over an empty store; it ends when this is dropped.
+/// A running API server over a store of its own; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Api {
-    /// Its threads live in the machine's network namespace.
+    /// Its threads live in the machine's network namespace; none while it is stopped.
     runtime: Option<Runtime>,
     machine: Machine,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Api {
@@ -36,13 +41,28 @@ impl Api {
     pub fn start(underlay: &Underlay) -> Result<Self> {
         let machine = underlay.machine(NUMBER)?;
         let directory = tempfile::tempdir().context("make a temporary folder")?;
-        let runtime = machine.run(|| {
+        let mut api = Self {
+            runtime: None,
+            machine,
+            directory,
+        };
+        api.again()?;
+        Ok(api)
+    }
+
+    /// Starts it (again), with what its store holds.
+    ///
+    /// # Errors
+    ///
+    /// When the server cannot start.
+    pub fn again(&mut self) -> Result<()> {
+        let runtime = self.machine.run(|| {
             Builder::new_multi_thread()
                 .worker_threads(2)
                 .enable_all()
                 .build()
         })?;
-        let store = directory.path().join("store.redb");
+        let store = self.directory.path().join("store.redb");
         // Of both families.
         let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT));
         let serving = async move {
@@ -59,11 +79,16 @@ impl Api {
             anyhow::Ok(())
         };
         runtime.block_on(runtime.spawn(serving))??;
-        Ok(Self {
-            runtime: Some(runtime),
-            machine,
-            _directory: directory,
-        })
+        self.runtime = Some(runtime);
+        Ok(())
+    }
+
+    /// Ends it as a crash does: connections are cut, watches with them.
+    pub fn stop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // The store's file must be closed before it is opened again.
+            runtime.shutdown_timeout(STOPPING);
+        }
     }
 
     #[must_use]
@@ -112,6 +137,26 @@ impl Api {
             let client = Client::try_from(Config::new(url))?;
             work(client).await
         })
+    }
+
+    /// Sends one request with a JSON body, if any; a PATCH is a merge patch.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses it.
+    pub fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
+        let request = Request::builder().method(&method).uri(path);
+        let request = request.header(
+            CONTENT_TYPE,
+            match method {
+                Method::PATCH => "application/merge-patch+json",
+                _ => "application/json",
+            },
+        );
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let request = request.body(body.into_bytes())?;
+        let what = format!("{method} {path}");
+        self.ask(async move |client| client.request(request).await.context(what))
     }
 
     /// Makes a Node as another kubelet would have.

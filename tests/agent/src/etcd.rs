@@ -17,7 +17,7 @@ pub struct Etcd<'a> {
     api: &'a Api,
     url: String,
     child: Child,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl<'a> Etcd<'a> {
@@ -29,33 +29,41 @@ impl<'a> Etcd<'a> {
     pub fn start(api: &'a Api, config: &Value) -> Result<Option<Self>> {
         let directory = tempfile::tempdir().context("make a temporary folder")?;
         let url = format!("http://{}:2379", api.machine().ipv4);
-        let mut command = Command::new("etcd");
-        command
-            .arg("--data-dir")
-            .arg(directory.path().join("data"))
-            .args([
-                "--listen-client-urls",
-                &url,
-                "--advertise-client-urls",
-                &url,
-            ])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let child = match api.machine().run(|| command.spawn()) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            child => child.context("start etcd")?,
+        let Some(child) = spawn(api, &directory, &url)? else {
+            return Ok(None);
         };
         let etcd = Self {
             api,
             url,
             child,
-            _directory: directory,
+            directory,
         };
         eventually("etcd does not answer", || {
             etcd.put("/config", &config.to_string())
         })?;
         Ok(Some(etcd))
+    }
+
+    /// `kill -9`.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended already.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Starts it with what it had, after [`Etcd::kill`], and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// When it does not.
+    pub fn again(&mut self) -> Result<()> {
+        let child = spawn(self.api, &self.directory, &self.url)?;
+        self.child = child.context("etcd was there a moment ago")?;
+        eventually("etcd does not answer again", || self.leases().map(drop))
     }
 
     #[must_use]
@@ -110,6 +118,22 @@ impl<'a> Etcd<'a> {
             });
             read.collect()
         })
+    }
+}
+
+/// `None` if there is no etcd on this machine.
+fn spawn(api: &Api, directory: &TempDir, url: &str) -> Result<Option<Child>> {
+    let mut command = Command::new("etcd");
+    command
+        .arg("--data-dir")
+        .arg(directory.path().join("data"))
+        .args(["--listen-client-urls", url, "--advertise-client-urls", url])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    match api.machine().run(|| command.spawn()) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        child => child.context("start etcd").map(Some),
     }
 }
 

@@ -4,21 +4,42 @@
 
 mod agent;
 mod api;
+mod clients;
 mod etcd;
+mod flannel;
+mod load_balancer;
+mod numbered;
 mod plugin;
 mod pod;
+mod proxy;
+mod rbac;
+mod stream;
+mod tls;
+mod web;
+mod web_service;
 
-use std::path::PathBuf;
-use std::process::Command;
+use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use tests_testkit::NetNs;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
 
 pub use agent::Agent;
 pub use api::Api;
+pub use clients::{Clients, who_answers};
 pub use etcd::Etcd;
+pub use flannel::{FlannelLease, FlannelNode, Registry, flanneld};
+pub use load_balancer::{HealthCheck, LoadBalancer, PORT as LOAD_BALANCER_PORT, Turn};
+pub use numbered::{Flow, Kind, Servers, Traffic, lost_segments, overflown_datagrams};
 pub use plugin::{Plugin, reference};
 pub use pod::Pod;
+pub use proxy::{Disturbance, Proxy, Seen, Trouble};
+pub use rbac::Rules;
+pub use stream::{Settled, Stream};
+pub use web::WebServer;
+pub use web_service::PORT as WEB_PORT;
 
 /// Far longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -49,33 +70,28 @@ pub fn without_root() -> bool {
     missing
 }
 
-/// A binary of this workspace, freshly built.
-fn binary(name: &str) -> Result<PathBuf> {
-    use std::sync::OnceLock;
-    static BUILT: OnceLock<std::result::Result<(), String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
-    if let Err(error) = built {
-        anyhow::bail!("{error}");
-    }
-    let own = std::env::current_exe().context("find the test's own file")?;
-    // target/PROFILE/deps/TEST
-    let directory = own.ancestors().nth(2).context("the test lies in target")?;
-    let path = directory.join(name);
-    ensure!(path.exists(), "{} was not built", path.display());
-    Ok(path)
+/// A runtime whose threads, and thus the sockets that they make, are in a network namespace.
+///
+/// # Errors
+///
+/// When threads cannot be made.
+pub fn runtime_in(netns: &NetNs) -> Result<Runtime> {
+    let built = netns.run(|| {
+        Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+    });
+    built.context("start a runtime")
 }
 
-fn build() -> Result<()> {
-    let status = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "-p=node-agent-daemon",
-            "-p=node-agent-cni",
-        ])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .context("start cargo")?;
-    ensure!(status.success(), "cargo build ended with {status}");
-    Ok(())
+/// A listener of both families in a runtime's network namespace: a socket belongs to that of the thread that makes it.
+///
+/// # Errors
+///
+/// When somebody has the port.
+pub fn listener_in(runtime: &Runtime, port: u16) -> Result<TcpListener> {
+    let listening = runtime.spawn(TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)));
+    let bound = runtime.block_on(listening)?;
+    bound.with_context(|| format!("listen on port {port}"))
 }

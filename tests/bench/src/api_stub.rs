@@ -1,23 +1,19 @@
-//! The Kubernetes API as far as the agent's watch streams see it, inside this process: pages of lists, and a watch of
-//! EndpointSlices into which the bench puts events.
-//!
-//! It stands in for the network and the API server, whose time is not the agent's.
+//! The Kubernetes API as far as the agent's watch streams see it, on a loopback port: pages of lists, and a watch of
+//! EndpointSlices into which the bench puts events. It runs in the bench, so that its memory is not the agent's.
 
 use std::convert::Infallible;
-use std::net::Ipv4Addr;
-use std::pin::Pin;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use axum::body::Body;
+use axum::http::Uri;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::channel::mpsc;
-use futures::{Stream, StreamExt, stream};
-use http::{Request, Response};
-use http_body_util::StreamBody;
-use hyper::body::Frame;
-use kube::Client;
-use kube::client::Body;
 use serde_json::{Value, json};
 
 /// How many services there are, and what is behind each.
@@ -50,8 +46,6 @@ struct State {
 /// Services, EndpointSlices, Nodes.
 const KINDS: u32 = 3;
 
-type Answer = StreamBody<Pin<Box<dyn Stream<Item = Result<Frame<Bytes>, Infallible>> + Send>>>;
-
 impl Shape {
     /// The ClusterIP of a service.
     pub fn cluster_ip(service: u32) -> Ipv4Addr {
@@ -59,7 +53,7 @@ impl Shape {
     }
 
     /// The address of an endpoint of a slice, the slices counted through all services.
-    fn endpoint(self, slice: u32, index: u32) -> Ipv4Addr {
+    pub fn endpoint(self, slice: u32, index: u32) -> Ipv4Addr {
         let first = Ipv4Addr::new(10, 128, 0, 1).to_bits();
         Ipv4Addr::from_bits(first + slice * self.endpoints + index)
     }
@@ -130,13 +124,17 @@ impl ApiStub {
         }
     }
 
-    pub fn client(&self) -> Client {
+    /// Serves until the runtime ends; the address.
+    pub async fn serve(&self) -> Result<SocketAddr> {
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
         let stub = self.clone();
-        let service = tower::service_fn(move |request: Request<Body>| {
-            let answer = stub.answer(request.uri());
-            async move { Ok::<_, Infallible>(Response::new(answer)) }
+        let router = axum::Router::new().fallback(move |uri: Uri| {
+            let answer = stub.answer(&uri);
+            async move { answer }
         });
-        Client::new(service, "default")
+        tokio::spawn(async { axum::serve(listener, router).await });
+        Ok(address)
     }
 
     /// When the last page of the last list was handed over.
@@ -167,7 +165,7 @@ impl ApiStub {
         self.state.lock().expect("no holder of the lock panics")
     }
 
-    fn answer(&self, uri: &http::Uri) -> Answer {
+    fn answer(&self, uri: &Uri) -> Response {
         let query = uri.query().unwrap_or_default();
         let of = |name: &str| {
             query
@@ -181,8 +179,7 @@ impl ApiStub {
         let number = |text: Option<&str>, default| text.map_or(default, |t| t.parse().unwrap_or(0));
         let (first, limit) = (number(of("continue"), 0), number(of("limit"), u32::MAX));
         let page = self.page(path, first, limit).to_string();
-        let frame = Frame::data(Bytes::from(page));
-        StreamBody::new(Box::pin(stream::once(async { Ok(frame) })))
+        ([(CONTENT_TYPE, "application/json")], page).into_response()
     }
 
     fn page(&self, path: &str, first: u32, limit: u32) -> Value {
@@ -211,7 +208,7 @@ impl ApiStub {
         json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items})
     }
 
-    fn watch(&self, slices: bool) -> Answer {
+    fn watch(&self, slices: bool) -> Response {
         let (sender, receiver) = mpsc::unbounded();
         let mut state = self.state();
         if slices {
@@ -219,6 +216,6 @@ impl ApiStub {
         } else {
             state.silent.push(sender);
         }
-        StreamBody::new(Box::pin(receiver.map(|bytes| Ok(Frame::data(bytes)))))
+        Body::from_stream(receiver.map(Ok::<_, Infallible>)).into_response()
     }
 }

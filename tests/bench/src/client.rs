@@ -12,10 +12,10 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
+use tests_figures::median;
 
 use crate::netns::Netns;
 use crate::server::{MESSAGE_LEN, use_cubic};
-use crate::stats::median;
 
 /// Nothing that is measured takes this long: a lost packet must fail the bench and not hang it.
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use tests_figures::markdown;
 
 use crate::program_info::ProgramInfo;
-use crate::report::{Row, markdown};
+use crate::report::Row;
 
 /// The figures of an earlier run.
 #[derive(Debug, Default, PartialEq)]

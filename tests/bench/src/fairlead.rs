@@ -1,7 +1,6 @@
 //! Our side of a cell: the real object, the real planner and the real overlay, a thousand other services beside the
 //! measured ones. Nothing is pinned where another process sees it.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,16 +10,16 @@ use ebpf_abi::{Config, Endpoint, FamilyConfig};
 use ipnetwork::IpNetwork;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use node_agent_maps::{Dataplane, Options};
+use node_agent_maps::{Dataplane, Options, Sizes};
 use node_agent_model::{
-    Applied, Capacity, Change, Desired, EndpointSlice, MapSink, ObjectName, Protocol, Service,
-    ServicePort, SliceEndpoint, SlicePort, plan,
+    Applied, Change, Desired, EndpointSlice, MapSink, ObjectName, Protocol, Service, ServicePort,
+    SliceEndpoint, SlicePort, plan,
 };
 use node_agent_overlay::{Lease, Mode, Overlay, OverlayOptions, VtepMac};
 
 use crate::cell::{
     Cell, MANY_PODS, OTHER_NODE, PodAddress, SAME_NODE, UNDERLAY_MTU, many_pods, node_v4, node_v6,
-    pod_cidr_v4, pod_cidr_v6, vtep_mac,
+    pod_cidr_v4, pod_cidr_v6, uplink_mac, vtep_mac,
 };
 use crate::cgroup::Cgroup;
 use crate::server::{ANSWER_PORT, CLOSE_PORT, DATAGRAM_PORT, PACKET_PORT, SINK_PORT};
@@ -57,18 +56,12 @@ impl<'a> Setup<'a> {
     }
 }
 
-/// Sizes of maps for 30,000 services with three endpoints each: the default holds 65,536 backends.
-pub fn large_maps() -> (Options, Capacity) {
-    const BACKENDS: u32 = 131_072;
-    let options = Options {
-        max_entries: BTreeMap::from([(ebpf_abi::maps::BACKEND4, BACKENDS)]),
+/// Maps of the sizes that an agent takes by default.
+pub fn map_options() -> Result<Options> {
+    Ok(Options {
+        max_entries: Sizes::for_this_machine()?.max_entries(),
         ..Options::default()
-    };
-    let capacity = Capacity {
-        backends4: BACKENDS as usize,
-        ..Capacity::default()
-    };
-    (options, capacity)
+    })
 }
 
 /// The ports of the services that are measured.
@@ -122,14 +115,13 @@ pub fn pins(name: &str, number: u8) -> PathBuf {
 
 fn install_node(cell: &Cell, number: u8, setup: &Setup<'_>) -> Result<Dataplane> {
     let netns = cell.node(number);
-    let (options, capacity) = large_maps();
-    let dataplane = Dataplane::open(&pins(setup.name, number), &options)?;
+    let dataplane = Dataplane::open(&pins(setup.name, number), &map_options()?)?;
     let mut desired = Desired::new(node_name(number));
     for change in changes(cell, number, setup)? {
         desired.change(change);
     }
     let mut maps = dataplane.maps().clone();
-    let mut applied = Applied::restore(maps.snapshot()?, capacity);
+    let mut applied = Applied::restore(maps.snapshot()?, maps.capacity());
     let plan = plan(&mut desired, &mut applied, Duration::ZERO);
     if let Some(refusal) = plan.refused.first() {
         bail!("{} does not fit into {}", refusal.object, refusal.map);
@@ -157,6 +149,7 @@ fn changes(cell: &Cell, number: u8, setup: &Setup<'_>) -> Result<Vec<Change>> {
     let netns = cell.node(number);
     let mut changes = vec![Change::Config(Config {
         uplink_ifindex: netns.ifindex("uplink")?,
+        uplink_mac: uplink_mac(number),
         flags: setup.mode.config_flags(),
         overlay_port_be: setup.mode.default_port().to_be(),
         vni: VNI,
@@ -208,6 +201,7 @@ fn peer(number: u8, setup: &Setup<'_>) -> Result<[Change; 2]> {
         Overlay::new(OverlayOptions {
             node_name: node_name(number),
             mode: setup.mode,
+            direct_routing: false,
             underlay_v4: Some(node_v4(number)),
             underlay_v6: Some(node_v6(number)),
             on_link: IpNetwork::new(node_v4(number).into(), 24)

@@ -26,11 +26,10 @@ mod server;
 mod services;
 mod session;
 mod smoke;
-mod stats;
 mod tun_proxy;
 mod way;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -49,7 +48,13 @@ enum Bench {
     /// Services against plain routing, the overlay against the kernel's vxlan: under three minutes.
     Smoke(Options),
     /// Services at growing numbers, beside kube-proxy's rules and plain routing: under three minutes.
-    Services(Options),
+    Services {
+        #[command(flatten)]
+        options: Options,
+        /// Only this part.
+        #[arg(long, value_name = "PART")]
+        only: Option<services::Part>,
+    },
     /// Ways to the other node, the kernel's, ours and a process's: under three minutes.
     Overlay(Options),
     /// What each of our programs takes of a packet's CPU.
@@ -76,11 +81,7 @@ enum Bench {
     },
     /// The agent without a daemon around it; started by the benches.
     #[command(hide = true)]
-    Agent {
-        services: u32,
-        slices: u32,
-        endpoints: u32,
-    },
+    Agent { api: SocketAddr },
     /// A node's proxy between a TUN device and UDP; started by the benches.
     #[command(hide = true)]
     TunProxy { own: Ipv4Addr, other: Ipv4Addr },
@@ -105,17 +106,9 @@ fn main() -> Result<()> {
         Bench::Smoke(options) => smoke::run(&options),
         Bench::Profile { options, only } => profile::run(&options, only.as_deref()),
         Bench::Packets { options, compare } => packets::run(&options, compare.as_deref()),
-        Bench::Services(options) => services::run(&options),
+        Bench::Services { options, only } => services::run(&options, only),
         Bench::Overlay(options) => overlay::run(&options),
-        Bench::Agent {
-            services,
-            slices,
-            endpoints,
-        } => agent::run(api_stub::Shape {
-            services,
-            slices,
-            endpoints,
-        }),
+        Bench::Agent { api } => agent::run(api),
         Bench::TunProxy { own, other } => tun_proxy::serve(own, other),
         Bench::Serve { addresses } => server::serve(&addresses),
     }

@@ -165,7 +165,10 @@ fn overlay_paths<'a>(here: OnNode<'a>, there: OnNode<'a>) -> Result<Vec<PathOf<'
     let plain = Frame::from_client(to, SMALL).bytes().to_vec();
     let nodes = [1, 2].map(|number| node_v4(number).into());
     let out = here.at_client("encapsulation", Packet::Single(plain), nodes);
-    let on_the_wire = Packet::Single(out.run_once()?);
+    let mut on_the_wire = out.run_once()?;
+    // The kernel writes it as the packet leaves.
+    on_the_wire[..6].copy_from_slice(&uplink_mac(2));
+    let on_the_wire = Packet::Single(on_the_wire);
     let pods = [CLIENT.v4().into(), to.ip()];
     let back = there.at_uplink("decapsulation", on_the_wire, pods);
     Ok(vec![out, back])

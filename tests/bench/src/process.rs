@@ -1,9 +1,10 @@
 //! Processes of this program in namespaces: the servers of the backend pods, the TUN proxies of the nodes.
 
-use std::io::{self, BufRead, BufReader, Read};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
 
 use crate::netns::Netns;
 
@@ -57,19 +58,58 @@ impl Drop for Process {
     }
 }
 
-/// Runs this program with other arguments to its end; what it printed.
-pub fn output(subcommand: &str, arguments: &[String]) -> Result<String> {
-    let program = std::env::current_exe().context("find the path of this program")?;
-    let output = Command::new(program)
-        .arg(subcommand)
-        .args(arguments)
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("start {subcommand}"))?;
-    if !output.status.success() {
-        bail!("{subcommand} {arguments:?} failed: {}", output.status);
+/// A running process of this program that is asked by lines and answers by lines of JSON. It ends as [`Process`] does.
+#[derive(Debug)]
+pub struct Spoken {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Spoken {
+    pub fn start(subcommand: &str, arguments: &[String]) -> Result<Self> {
+        let program = std::env::current_exe().context("find the path of this program")?;
+        let mut child = Command::new(program)
+            .arg(subcommand)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("start {subcommand}"))?;
+        let stdin = child.stdin.take().context("stdin was asked for")?;
+        let stdout = child.stdout.take().context("stdout was asked for")?;
+        Ok(Self {
+            child,
+            stdin,
+            stdout: BufReader::new(stdout),
+        })
     }
-    Ok(String::from_utf8(output.stdout)?)
+
+    /// Process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn say(&mut self, line: &str) -> Result<()> {
+        Ok(writeln!(self.stdin, "{line}")?)
+    }
+
+    /// Waits for the next answer.
+    pub fn hear<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let mut line = String::new();
+        if self.stdout.read_line(&mut line)? == 0 {
+            bail!("the process ended: {}", self.child.wait()?);
+        }
+        serde_json::from_str(&line).with_context(|| format!("read the answer {line:?}"))
+    }
+}
+
+impl Drop for Spoken {
+    fn drop(&mut self) {
+        // It may have ended already; then there is nothing to do.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// What the process itself calls when its threads work: says so, and returns when nobody needs it any more.

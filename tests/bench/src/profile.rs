@@ -44,7 +44,7 @@ pub fn run(options: &Options, only: Option<&str>) -> Result<()> {
         );
     }
     if let Some(path) = &options.json {
-        report::write_json(path, &rows)?;
+        tests_figures::write_json(path, &rows)?;
     }
     Ok(())
 }

@@ -1,13 +1,12 @@
 //! The rows of a bench, as a table for people and as JSON for what compares runs.
 
 use std::fmt;
-use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use tests_figures::{Spread, markdown, number};
 
 use crate::interleave::Samples;
-use crate::stats::Spread;
 
 /// Rounds of a figure that no round was taken of.
 const ONE_VALUE: usize = 1;
@@ -116,13 +115,6 @@ impl fmt::Display for Row {
     }
 }
 
-/// Writes the rows as a JSON array.
-pub fn write_json(path: &Path, rows: &[Row]) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(rows)?;
-    text.push('\n');
-    std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
-}
-
 /// The rows as a Markdown table, which docs/benchmarks.md can take as it is.
 pub fn table(rows: &[Row]) -> String {
     let mut lines = vec![
@@ -211,38 +203,6 @@ fn columns(
     let head = [head].into_iter().chain(metrics).map(str::to_owned);
     lines.insert(0, head.collect());
     markdown(lines)
-}
-
-/// With three digits at least.
-fn number(value: f64) -> String {
-    let decimals = match value {
-        value if value >= 100.0 => 0,
-        value if value >= 10.0 => 1,
-        _ => 2,
-    };
-    format!("{value:.decimals$}")
-}
-
-/// A Markdown table; the first line is its head.
-pub fn markdown(mut lines: Vec<Vec<String>>) -> String {
-    let widths: Vec<usize> = (0..lines[0].len())
-        .map(|column| {
-            lines
-                .iter()
-                .map(|line| line[column].len())
-                .max()
-                .unwrap_or(0)
-        })
-        .collect();
-    lines.insert(1, widths.iter().map(|&width| "-".repeat(width)).collect());
-    let mut text = String::new();
-    for line in lines {
-        for (cell, width) in line.iter().zip(&widths) {
-            text.push_str(&format!("| {cell:width$} "));
-        }
-        text.push_str("|\n");
-    }
-    text
 }
 
 #[cfg(test)]

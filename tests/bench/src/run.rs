@@ -68,7 +68,7 @@ impl<'a> Bench<'a> {
         let rows = &self.outcome.rows;
         self.note(&format!("{} rows", rows.len()));
         if let Some(path) = &self.options.json {
-            report::write_json(path, rows)?;
+            tests_figures::write_json(path, rows)?;
         }
         self.outcome.verdict()
     }

@@ -3,23 +3,23 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use node_agent_maps::Dataplane;
 use node_agent_overlay::Mode as OverlayMode;
+use tests_figures::quantile;
 
 use crate::Options;
-use crate::agent::Figures;
+use crate::agent::{self, Figures, Memory};
 use crate::api_stub::Shape;
 use crate::cell::{Cell, OTHER_NODE, SAME_NODE, Underlay, node_v4};
 use crate::cgroup::Cgroup;
 use crate::fairlead::{Setup, cluster_ips, install, node_port};
 use crate::kube_proxy::Mode;
 use crate::metric::Metric;
-use crate::process;
 use crate::report::Row;
 use crate::run::Bench;
 use crate::server::PACKET_PORT;
 use crate::session::{Comparison, Kind, Session};
-use crate::stats::quantile;
 use crate::way::{Source, Way};
 
 const BENCH: &str = "services";
@@ -247,13 +247,27 @@ impl Cells {
     }
 }
 
-/// Runs the bench, prints its table and writes its rows.
-pub fn run(options: &Options) -> Result<()> {
+/// Half of the bench.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Part {
+    /// What the agent costs: half a minute.
+    Agent,
+    /// What packets and connections cost.
+    Packets,
+}
+
+/// Runs the bench, or a part of it, prints its table and writes its rows.
+pub fn run(options: &Options, only: Option<Part>) -> Result<()> {
     let mut bench = Bench::start(BENCH, options)?;
-    let agents = agent_rows()?;
-    bench.note("agents");
-    let cells = Cells::new()?;
-    bench.measure(&[cells.cluster_ip(), cells.node_port()])?;
+    let mut agents = Vec::new();
+    if only != Some(Part::Packets) {
+        agents = agent_rows()?;
+        bench.note("agents");
+    }
+    if only != Some(Part::Agent) {
+        let cells = Cells::new()?;
+        bench.measure(&[cells.cluster_ip(), cells.node_port()])?;
+    }
     bench.outcome.rows.extend(agents);
     bench.finish_by_metric()
 }
@@ -281,22 +295,18 @@ fn agent_rows() -> Result<Vec<Row>> {
 }
 
 fn agent_at(size: &str, shape: Shape, has_limits: bool) -> Result<Vec<Row>> {
-    let Shape {
-        services,
-        slices,
-        endpoints,
-    } = shape;
-    let arguments = [services, slices, endpoints].map(|number| number.to_string());
-    let text = process::output("agent", &arguments)
-        .with_context(|| format!("measure the agent at {size}"))?;
     let Figures {
         from_lists,
         from_start,
         mut changes,
+        memory,
+        maps,
+    } = agent::measure(shape).with_context(|| format!("measure the agent at {size}"))?;
+    let Memory {
         resident,
         resident_peak,
-        maps,
-    } = serde_json::from_str(&text).context("read the agent's figures")?;
+        anonymous,
+    } = memory;
     changes.sort_by(f64::total_cmp);
     let case = format!("agent/{size}");
     let row = |metric, unit, value, limit: Option<f64>| {
@@ -316,6 +326,7 @@ fn agent_at(size: &str, shape: Shape, has_limits: bool) -> Result<Vec<Row>> {
         row("cold_start_from_lists", "s", from_lists, Some(1.0)),
         row("cold_start", "s", from_start, None),
         row("agent_memory", "MiB", resident, Some(100.0)),
+        row("agent_memory_anonymous", "MiB", anonymous, None),
         row("agent_memory_peak", "MiB", resident_peak, None),
         row("map_memory", "MiB", maps, Some(64.0)),
     ])

@@ -214,9 +214,9 @@ impl<'a> Way<'a> {
 /// Empties the connection tables, so that every flow is new again.
 pub fn forget_connections(dataplane: &Dataplane) -> Result<()> {
     fn forget<A: MapFamily>(dataplane: &Dataplane) -> Result<()> {
-        let table = &A::of(dataplane.maps()).conn;
-        for (key, _) in table.entries()? {
-            table.remove(&key)?;
+        let conns = &A::of(dataplane.maps()).conns;
+        for conn in conns.entries() {
+            conns.remove(&conn.original)?;
         }
         Ok(())
     }

@@ -5,14 +5,16 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, Pod, ResourceQuota, Service,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::ResourceExt;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
 use serde_json::json;
-use tests_control_plane::{ControlPlane, create, eventually, merge, quick};
+use tests_control_plane::{ControlPlane, create, eventually, merge, patch_status, quick};
 
 /// The endpoints of Service `web`, one line each: address, port, then r(eady), s(erving), t(erminating).
 async fn endpoints(cluster: &ControlPlane) -> Vec<String> {
@@ -462,4 +464,71 @@ async fn an_owner_goes_after_its_dependents_or_leaves_them_as_it_is_asked() {
     );
     merge(&maps, "child", json!({"metadata": {"finalizers": null}})).await;
     eventually("the owner goes after its child", false, there("owner")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_deleted_or_over_is_given_back_to_the_quota() {
+    let cluster = ControlPlane::start(quick()).await;
+    cluster.add_node("a").await;
+    let quotas = cluster.here::<ResourceQuota>();
+    let map = |name: &str| json!({"metadata": {"name": name}});
+    create(&cluster.here::<ConfigMap>(), map("before")).await;
+    let hard = json!({"configmaps": "2", "pods": "1", "requests.cpu": "1", "count/deployments.apps": "1", "count/widgets.example.com": "3"});
+    create(
+        &quotas,
+        json!({"metadata": {"name": "q"}, "spec": {"hard": hard}}),
+    )
+    .await;
+    let used = || async {
+        let quota = quotas.get("q").await.unwrap();
+        let used = quota.status.and_then(|status| status.used);
+        let used = used.unwrap_or_default().into_iter();
+        used.map(|(name, amount)| format!("{name}={}", amount.0))
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let of = |maps: u8, pods: u8, cpu: &str| {
+        format!(
+            "configmaps={maps} count/deployments.apps=0 count/widgets.example.com=0 pods={pods} requests.cpu={cpu}"
+        )
+    };
+    eventually("what was there is counted", of(1, 0, "0"), used).await;
+    create(&cluster.here::<ConfigMap>(), map("after")).await;
+    assert_eq!(used().await, of(2, 0, "0"), "in the transaction itself");
+    let (maps, how) = (cluster.here::<ConfigMap>(), PostParams::default());
+    let third = serde_json::from_value(map("third")).unwrap();
+    let refused = maps.create(&how, &third);
+    let refused = refused.await.unwrap_err().to_string();
+    assert!(
+        refused.contains(
+            "exceeded quota: q, requested: configmaps=1, used: configmaps=2, limited: configmaps=2"
+        ),
+        "{refused}"
+    );
+    cluster
+        .here::<ConfigMap>()
+        .delete("before", &DeleteParams::default())
+        .await
+        .unwrap();
+    eventually("a deletion gives back", of(1, 0, "0"), used).await;
+
+    cluster
+        .add_pod("p", "p", "300m", json!({"nodeName": "a"}))
+        .await;
+    assert_eq!(used().await, of(1, 1, "300m"));
+    patch_status(&cluster.here::<Pod>(), "p", json!({"phase": "Succeeded"})).await;
+    eventually("a pod that is over gives back", of(1, 0, "0"), used).await;
+    cluster
+        .add_pod("q", "q", "500m", json!({"nodeName": "a"}))
+        .await;
+    assert_eq!(used().await, of(1, 1, "500m"));
+    merge(
+        &quotas,
+        "q",
+        json!({"spec": {"hard": {"requests.cpu": null}}}),
+    )
+    .await;
+    let less =
+        "configmaps=1 count/deployments.apps=0 count/widgets.example.com=0 pods=1".to_owned();
+    eventually("another specification is counted anew", less, used).await;
 }

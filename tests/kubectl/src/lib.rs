@@ -1,6 +1,11 @@
-//! The real kubectl against an API server of ours, in this process and on a loopback port.
+//! Real clients against an API server of ours, in this process and on a loopback port; or kubectl and helm against a real
+//! kube-apiserver, by the same cases.
 
 #![forbid(unsafe_code)]
+
+pub mod case;
+pub mod reference;
+pub mod transcript;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -29,9 +34,21 @@ pub struct Server {
 }
 
 impl Server {
+    /// A server for the test that runs on this thread.
+    ///
     /// # Errors
     /// When there is no kubectl, or the server cannot start.
     pub async fn start() -> Result<Self> {
+        // The test's own thread has its name, and it is the one that waits for this.
+        let test = std::thread::current().name().map(ToOwned::to_owned);
+        Self::start_for(&test.context("the test runs on a thread without a name")?).await
+    }
+
+    /// A server for the test of this name.
+    ///
+    /// # Errors
+    /// When there is no kubectl, or the server cannot start.
+    pub async fn start_for(test: &str) -> Result<Self> {
         let kubectl = find("kubectl", "FAIRLEAD_KUBECTL")?;
         let dir = tempfile::tempdir().context("cannot make a temporary folder")?;
         let path = dir.path().join("store.redb");
@@ -39,6 +56,7 @@ impl Server {
         let registry = Registry::open(Arc::new(store), Options::default()).await?;
         let (stop, stopping) = watch::channel(false);
         let app = control_plane_apiserver::app(registry.clone(), stopping.clone());
+        let app = tests_coverage::record(app, test)?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         tokio::spawn(control_plane_apiserver::serve(listener, app, stopping));
@@ -51,10 +69,23 @@ impl Server {
         })
     }
 
+    /// The same server, asked by another kubectl.
+    #[must_use]
+    pub fn with_kubectl(mut self, kubectl: PathBuf) -> Self {
+        self.kubectl = kubectl;
+        self
+    }
+
     /// The server for clients other than kubectl.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// How clients that read a kubeconfig reach it.
+    #[must_use]
+    pub fn kubeconfig(&self) -> String {
+        kubeconfig(&self.url(), "", "")
     }
 
     /// `kubectl ARGS`, to be started by the caller.
@@ -77,17 +108,6 @@ impl Server {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-    }
-
-    /// `helm ARGS`, to be started by the caller.
-    ///
-    /// # Errors
-    /// When there is no helm.
-    pub fn helm_command(&self, args: &[&str]) -> Result<Command> {
-        let mut command = Command::new(find("helm", "FAIRLEAD_HELM")?);
-        command.args(["--kube-apiserver", &self.url()]).args(args);
-        self.confine(&mut command);
-        Ok(command)
     }
 
     /// What `kubectl ARGS` prints.
@@ -180,6 +200,19 @@ fn answer(args: &[&str], output: Output) -> Result<String> {
         String::from_utf8_lossy(&output.stdout)
     );
     Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A kubeconfig with one cluster; `more` and `user` are parts of YAML flow mappings.
+fn kubeconfig(server: &str, more: &str, user: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: Config
+current-context: it
+clusters: [{{name: it, cluster: {{server: \"{server}\"{more}}}}}]
+users: [{{name: it, user: {{{user}}}}}]
+contexts: [{{name: it, context: {{cluster: it, user: it}}}}]
+"
+    )
 }
 
 /// What the environment variable names, else what `cargo xtask setup` fetched, else the one in `PATH`.

@@ -1,8 +1,9 @@
 //! Custom resources: served at once, checked, defaulted, pruned, shown, scaled, in several versions, and gone.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 use tests_kubectl::{Server, columns};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 const WIDGETS: &str = r#"
 apiVersion: apiextensions.k8s.io/v1
@@ -172,7 +173,7 @@ async fn mistakes_in_custom_resources_and_definitions_are_named() -> Result<()> 
     for (manifest, want) in [
         (
             WIDGET.replace("small", "tiny"),
-            "spec.size: Unsupported value: \"tiny\": supported values: \"large\", \"small\"",
+            "spec.size: Unsupported value: \"tiny\": supported values: \"small\", \"large\"",
         ),
         (
             WIDGET.replace("size: small", "replicas: 1"),
@@ -254,14 +255,17 @@ async fn a_definition_changes_and_goes_with_its_objects() -> Result<()> {
         .refused(&["get", "--raw", "/apis/example.com/v1beta1/widgets"])
         .await?;
     assert!(gone.contains("NotFound"), "{gone}");
-    let watch = server.spawn(&["get", "widgets", "-w", "-o", "name"])?;
+    let mut watch = server.spawn(&["get", "widgets", "-w", "-o", "name"])?;
+    let stdout = watch.stdout.take().context("it has an output")?;
+    let patience = std::time::Duration::from_secs(20);
+    // Once it has shown what there is, it watches.
+    let mut shown = BufReader::new(stdout).lines();
+    let first = tokio::time::timeout(patience, shown.next_line()).await??;
+    assert_eq!(first.as_deref(), Some("widget.example.com/w"));
     server
         .kubectl(&["delete", "crd", "widgets.example.com", "--timeout=20s"])
         .await?;
-    let watched =
-        tokio::time::timeout(std::time::Duration::from_secs(20), watch.wait_with_output())
-            .await??;
-    assert!(String::from_utf8_lossy(&watched.stdout).contains("widget.example.com/w"));
+    tokio::time::timeout(patience, watch.wait()).await??;
     let gone = server
         .refused(&["get", "--raw", "/apis/example.com/v1/widgets"])
         .await?;

@@ -231,6 +231,17 @@ impl Fixture {
         self.run(Program::FromPod, pod.ifindex(), packet)
     }
 
+    /// A frame as it arrives on the first node's uplink.
+    pub fn arriving(&self, src: IpAddr, dst: IpAddr) -> Frame {
+        let frame = Frame::new(src, dst);
+        let from = frame.eth_src;
+        frame.eth(from, self.uplink_mac())
+    }
+
+    pub fn uplink_mac(&self) -> [u8; 6] {
+        self.stage.node.machine.mac
+    }
+
     /// What arrives on the first node's uplink.
     ///
     /// # Errors
@@ -265,7 +276,7 @@ impl Fixture {
     pub fn overlay_from(&self, node: usize, inner: &Frame, vni: u32) -> Frame {
         let [from, to] = [node, 0].map(|index| NODES[index]);
         let inner = inner.clone().eth(from.vtep_mac(), to.vtep_mac()).bytes();
-        let outer = Frame::new(from.underlay_v4().into(), to.underlay_v4().into());
+        let outer = self.arriving(from.underlay_v4().into(), to.underlay_v4().into());
         vxlan(outer, 50000, VXLAN.0, vni, &inner)
     }
 

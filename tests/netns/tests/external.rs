@@ -4,15 +4,20 @@
 use std::{
     collections::BTreeSet,
     io::ErrorKind,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, TcpStream},
+    process::Command,
+    time::Duration,
 };
 
+use ebpf_abi::{Addr4, Addr6};
+use nix::errno::Errno;
+use node_agent_maps::MapFamily;
 use node_agent_model::{
     Algorithm, Change, ObjectName, PodShare, Protocol, Service, ServicePort, TrafficPolicy,
 };
 use tests_netns::{Agents, slice};
 use tests_testkit::{
-    Cluster, Pod, is_root, skip,
+    Cluster, Node, Pod, is_root, skip,
     traffic::{Server, ask_tcp, ask_udp},
 };
 
@@ -27,7 +32,7 @@ struct Stage {
     agents: Agents,
     clients: [Pod; 2],
     backends: [Pod; 2],
-    _servers: Vec<Server>,
+    servers: Vec<Server>,
 }
 
 impl Stage {
@@ -56,8 +61,22 @@ impl Stage {
             agents,
             clients,
             backends,
-            _servers: servers,
+            servers,
         }
+    }
+
+    /// Connections and packets that the backends got.
+    fn served(&self) -> usize {
+        self.servers.iter().map(Server::served).sum()
+    }
+
+    /// Connections that the first node keeps track of.
+    fn connections(&self) -> usize {
+        fn count<A: MapFamily>(node: &Node) -> usize {
+            A::of(node.maps()).conns.entries().len()
+        }
+        let node = &self.cluster.nodes[0];
+        count::<Addr4>(node) + count::<Addr6>(node)
     }
 
     /// Publishes the Service with the backends of these nodes (from 0 on).
@@ -118,6 +137,96 @@ fn under_a_local_policy_outsiders_keep_their_address_and_pods_reach_every_backen
         for answers in [tcp, udp] {
             let names: BTreeSet<String> = answers.map(|answer| answer.unwrap().name).into();
             assert_eq!(names.len(), 2, "a pod takes every backend: {names:?}");
+        }
+    }
+}
+
+#[test]
+fn a_client_outside_learns_how_long_a_packet_to_another_nodes_backend_may_be() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let mut stage = Stage::new();
+    stage.serve(service(TrafficPolicy::Cluster), &[1]);
+    let outside = &stage.cluster.outside;
+    for ip in VIPS.map(|ip| stage.cluster.nodes[0].ip_for(ip.parse().unwrap())) {
+        let addr = SocketAddr::new(ip, NODE_PORT);
+        let headers = if addr.is_ipv4() { 28 } else { 48 };
+        assert!(outside.run(|| ask_udp(addr, 1450 - headers)).is_ok());
+        // The kernel sets DF, and cuts datagrams for a path of which it knows the MTU.
+        let asked = outside.run(|| [ask_udp(addr, 1451 - headers), ask_udp(addr, 1500 - headers)]);
+        let told = asked[0].as_ref().unwrap_err().raw_os_error();
+        assert_eq!(told, Some(Errno::EMSGSIZE as i32));
+        assert_eq!(asked[1].as_ref().unwrap().name, "backend1");
+        let route = format!("route get {ip}");
+        let route = outside.run(|| Command::new("ip").args(route.split(' ')).output());
+        let route = String::from_utf8(route.unwrap().stdout).unwrap();
+        assert!(route.contains("mtu 1450"), "{route}");
+    }
+}
+
+#[test]
+fn a_frame_for_another_machine_is_neither_answered_nor_forwarded() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let mut stage = Stage::new();
+    let promiscuous = "link set eth0 promisc on";
+    stage.cluster.nodes[0].netns().ip(promiscuous).unwrap();
+    // A backend here, one on the other node, none.
+    for backends in [&[0][..], &[1], &[]] {
+        stage.serve(service(TrafficPolicy::Cluster), backends);
+        for ip in VIPS.map(|ip| stage.cluster.nodes[0].ip_for(ip.parse().unwrap())) {
+            let addr = SocketAddr::new(ip, NODE_PORT);
+            let outside = &stage.cluster.outside;
+            // Nobody has this address: the bridge sends such a frame to every machine.
+            let elsewhere = "lladdr 02:00:00:00:00:99 nud permanent";
+            let neighbour = format!("neigh replace {ip} dev eth0 {elsewhere}");
+            outside.netns.ip(&neighbour).unwrap();
+            let before = (stage.served(), stage.connections());
+            let tcp = outside.run(|| TcpStream::connect_timeout(&addr, Duration::from_secs(1)));
+            let udp = outside.run(|| ask_udp(addr, 10));
+            let kinds = [tcp.unwrap_err().kind(), udp.unwrap_err().kind()];
+            let silence = [ErrorKind::TimedOut, ErrorKind::WouldBlock];
+            assert_eq!(kinds, silence, "{addr} {backends:?}");
+            let after = (stage.served(), stage.connections());
+            assert_eq!(after, before, "{addr} {backends:?}");
+            // Addressed to the node, the same arrives.
+            outside
+                .netns
+                .ip(&format!("neigh del {ip} dev eth0"))
+                .unwrap();
+            let answer = outside.run(|| ask_udp(addr, 10));
+            assert_eq!(answer.is_ok(), !backends.is_empty(), "{addr}: {answer:?}");
+        }
+    }
+}
+
+#[test]
+fn a_pod_reaches_the_node_port_of_another_node() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let mut stage = Stage::new();
+    // A backend behind the other node, one beside the client, one of each in turn.
+    for backends in [&[0][..], &[1], &[0, 1]] {
+        stage.serve(service(TrafficPolicy::Cluster), backends);
+        for ip in VIPS.map(|ip| stage.cluster.nodes[0].ip_for(ip.parse().unwrap())) {
+            let addr = SocketAddr::new(ip, NODE_PORT);
+            let client = &stage.clients[1];
+            let expected: BTreeSet<String> = backends
+                .iter()
+                .map(|index| format!("backend{index}"))
+                .collect();
+            for (how, answers) in [
+                ("TCP", client.run(|| [ask_tcp(addr), ask_tcp(addr)])),
+                ("UDP", client.run(|| [ask_udp(addr, 10), ask_udp(addr, 10)])),
+            ] {
+                let answers = answers.map(|answer| answer.unwrap());
+                assert!(answers.iter().all(|answer| answer.peer == addr));
+                let names: BTreeSet<String> = answers.map(|answer| answer.name).into();
+                assert_eq!(names, expected, "{how} {addr}");
+            }
         }
     }
 }

@@ -97,7 +97,8 @@ fn an_error_about_a_masqueraded_packet_finds_its_pod() {
             .echo(true, 77, 1, b"echo");
         let seen = redirected_ip(f.from_pod(&f.client, &request.bytes()).unwrap());
         let error = |dst, quoted: &[u8]| {
-            Frame::new(outside.ip(), dst).icmp_error(f.family.unreachable(), 1, [0; 4], quoted)
+            f.arriving(outside.ip(), dst)
+                .icmp_error(f.family.unreachable(), 1, [0; 4], quoted)
         };
         let outcome = f.from_network(&error(f.node(0), &seen).bytes()).unwrap();
         let expected = error(client.ip(), &request.ttl(63).ip_bytes());

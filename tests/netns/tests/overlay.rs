@@ -3,8 +3,8 @@
 
 use ebpf_abi::DropReason;
 use node_agent_maps::{Program, TestRun};
-use std::net::SocketAddr;
-use tests_netns::{CLIENT_PORT, Family, Fixture, Outcome, rewritten};
+use std::net::{IpAddr, SocketAddr};
+use tests_netns::{BACKEND_PORT, CLIENT_PORT, Family, Fixture, NODE_PORT, Outcome, rewritten};
 use tests_testkit::{
     is_root,
     packet::{Frame, Parsed, tcp_flag},
@@ -86,8 +86,35 @@ fn an_encapsulated_packet_that_is_not_in_order_is_dropped() {
         check(&f.overlay(&elsewhere), DropReason::OverlayNotLocal);
         let unasked = Frame::new(remote, f.in_pod_cidr(0, 0)).udp(1, 2, b"data");
         check(&f.overlay(&unasked), DropReason::NoConnection);
-        let spent = good.ttl(1);
-        check(&f.overlay(&spent), DropReason::TtlExceeded);
+    }
+}
+
+/// The ICMP error that this node answers `sent` with, from one of its own addresses.
+fn time_exceeded(f: &Fixture, from: IpAddr, sent: &Frame) -> Frame {
+    let quoted = &sent.ip_bytes()[..f.family.header_len() + 8];
+    let kind = if f.family == Family::V4 { 11 } else { 3 };
+    let mut answer = Frame::new(from, sent.src).icmp_error(kind, 0, [0; 4], quoted);
+    answer.id = 0;
+    answer.dont_fragment = false;
+    answer
+}
+
+#[test]
+fn a_packet_whose_ttl_ends_is_answered_by_the_node_where_it_does() {
+    for f in fixtures() {
+        let (src, dst) = (f.of(&f.client, 1), f.remote(2));
+        let sent = f.sent_by(&f.client, src, dst).udp(1, 2, b"data").ttl(1);
+        let answer =
+            time_exceeded(&f, f.node(0), &sent).eth(f.client.host_mac(), f.client.pod_mac());
+        let outcome = f.from_pod(&f.client, &sent.bytes()).unwrap();
+        assert_eq!(outcome, Outcome::Redirect(answer.bytes()));
+        // On its way from another node, the answer goes back there.
+        let sent = Frame::new(f.remote(1).ip(), src.ip())
+            .udp(1, 2, b"data")
+            .ttl(1);
+        let outcome = f.from_network(&f.overlay(&sent).bytes()).unwrap();
+        let answer = time_exceeded(&f, f.in_pod_cidr(0, 0), &sent);
+        f.check_encapsulated(&outcome, &answer.ttl(65)).unwrap();
     }
 }
 
@@ -106,19 +133,54 @@ fn too_long_a_packet_is_answered_with_the_mtu() {
                 .udp(1, 2, &vec![7; OVERLAY_MTU + 1 - header - 8]),
             frame.clone().tcp(1, 2, tcp_flag::ACK, &[7; OVERLAY_MTU]),
         ] {
-            let quoted = &long.ip_bytes()[..header + 20];
-            let mtu = (OVERLAY_MTU as u32).to_be_bytes();
-            let (kind, code) = if f.family == Family::V4 {
-                (3, 4)
-            } else {
-                (2, 0)
-            };
-            let mut answer = Frame::new(f.node(0), f.of(&f.client, 1).ip())
-                .eth(f.client.host_mac(), f.client.pod_mac())
-                .icmp_error(kind, code, mtu, quoted);
-            answer.id = 0;
-            answer.dont_fragment = false;
+            let answer = too_big(&f, &long).eth(f.client.host_mac(), f.client.pod_mac());
             let outcome = f.from_pod(&f.client, &long.bytes()).unwrap();
+            assert_eq!(outcome, Outcome::Redirect(answer.bytes()));
+        }
+    }
+}
+
+/// The ICMP error by which this node says how long a packet may be that goes to another one.
+fn too_big(f: &Fixture, sent: &Frame) -> Frame {
+    let quoted = &sent.ip_bytes()[..f.family.header_len() + 20];
+    let mtu = (OVERLAY_MTU as u32).to_be_bytes();
+    let (kind, code) = match f.family {
+        Family::V4 => (3, 4),
+        Family::V6 => (2, 0),
+    };
+    let mut answer = Frame::new(f.node(0), sent.src).icmp_error(kind, code, mtu, quoted);
+    answer.id = 0;
+    answer.dont_fragment = false;
+    answer
+}
+
+#[test]
+fn too_long_a_packet_from_outside_for_another_nodes_backend_is_answered_with_the_mtu() {
+    let client = [2, 0, 0, 0, 0, 9];
+    for f in fixtures() {
+        let uplink = f.uplink_mac();
+        let header = f.family.header_len();
+        f.serve(&[f.remote(BACKEND_PORT)]).unwrap();
+        let frame = Frame::new(f.outside().ip(), f.node(0)).eth(client, uplink);
+        let fits = vec![7; OVERLAY_MTU - header - 8];
+        let outcome = f
+            .from_network(&frame.clone().udp(CLIENT_PORT, NODE_PORT, &fits).bytes())
+            .unwrap();
+        let Outcome::Redirect(packet) = outcome else {
+            panic!("the longest packet that fits: {outcome:?}")
+        };
+        assert_eq!(packet.len(), 14 + 50 + OVERLAY_MTU);
+        for long in [
+            frame
+                .clone()
+                .udp(CLIENT_PORT, NODE_PORT, &[&fits[..], &[7]].concat()),
+            frame
+                .clone()
+                .tcp(CLIENT_PORT, NODE_PORT, tcp_flag::SYN, &fits),
+            frame.tcp(CLIENT_PORT, NODE_PORT, tcp_flag::ACK, &fits),
+        ] {
+            let answer = too_big(&f, &long).eth(uplink, client);
+            let outcome = f.from_network(&long.bytes()).unwrap();
             assert_eq!(outcome, Outcome::Redirect(answer.bytes()));
         }
     }
@@ -169,7 +231,9 @@ fn a_pod_leaves_the_cluster_with_the_nodes_address() {
         assert!((20000..=23999).contains(&port), "port {port}");
         let source = SocketAddr::new(f.node(0), port);
         assert_eq!(packet, rewritten(&request, source, outside).ttl(63).bytes());
-        let answer = Frame::new(outside.ip(), source.ip()).udp(outside.port(), port, b"answer");
+        let answer = f
+            .arriving(outside.ip(), source.ip())
+            .udp(outside.port(), port, b"answer");
         let outcome = f.from_network(&answer.bytes()).unwrap();
         assert_eq!(
             outcome,
@@ -193,7 +257,8 @@ fn what_is_not_ours_goes_to_the_stack_unchanged() {
             f.from_pod(&f.client, &to_host).unwrap(),
             Outcome::Pass(to_host)
         );
-        let to_node = Frame::new(f.outside().ip(), f.node(0))
+        let to_node = f
+            .arriving(f.outside().ip(), f.node(0))
             .tcp(1, 22, tcp_flag::SYN, b"")
             .bytes();
         assert_eq!(f.from_network(&to_node).unwrap(), Outcome::Pass(to_node));

@@ -144,7 +144,7 @@ fn a_node_port_leads_to_a_local_backend_and_back() {
         let backend = f.of(&f.local, BACKEND_PORT);
         f.serve(&[backend]).unwrap();
         for request in packets(
-            &Frame::new(client.ip(), front.ip()),
+            &f.arriving(client.ip(), front.ip()),
             client,
             front,
             tcp_flag::SYN,
@@ -174,7 +174,7 @@ fn a_node_port_leads_to_a_remote_backend_and_back_through_this_node() {
         let source = SocketAddr::new(f.in_pod_cidr(0, 0), CLIENT_PORT);
         f.serve(&[backend]).unwrap();
         for request in packets(
-            &Frame::new(client.ip(), front.ip()),
+            &f.arriving(client.ip(), front.ip()),
             client,
             front,
             tcp_flag::SYN,

@@ -8,7 +8,9 @@ use anyhow::{Context, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use node_agent_model::{Applied, Capacity, Change, Desired, MapSink, ObjectName, plan};
-use node_agent_overlay::{Mode, Overlay, OverlayOptions, Peers, VtepMac, node_lease};
+use node_agent_overlay::{
+    AnnotationPrefix, Mode, Overlay, OverlayOptions, Peers, VtepMac, node_lease,
+};
 use node_agent_reflect::{Kind, Reflected};
 use serde::Deserialize;
 
@@ -136,6 +138,7 @@ impl Agent {
         let overlay = Overlay::new(OverlayOptions {
             node_name: NODE.to_owned(),
             mode: Mode::Vxlan,
+            direct_routing: false,
             underlay_v4: Some("192.0.2.1".parse()?),
             underlay_v6: None,
             on_link: Vec::new(),
@@ -169,7 +172,10 @@ impl Agent {
                 self.desired.change(Change::Zone(node.zone));
             }
             Reflected::Node { name, node } => {
-                let updates = match node.as_ref().map(node_lease) {
+                let updates = match node
+                    .as_ref()
+                    .map(|node| node_lease(&AnnotationPrefix::default(), node))
+                {
                     Some(Ok(lease)) => self.peers.put(lease),
                     Some(Err(_)) | None => self.peers.remove(name),
                 };

@@ -56,6 +56,16 @@ impl NetNs {
         Ok(netns)
     }
 
+    /// Another guard of the same namespace.
+    ///
+    /// # Errors
+    ///
+    /// When this process has too many descriptors.
+    pub fn again(&self) -> Result<Self> {
+        let file = self.file.try_clone().context("copy a descriptor")?;
+        Ok(Self { file })
+    }
+
     /// Runs `work` inside, on a thread of its own; a panic in it comes out here.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         on_own_thread(|| {
@@ -101,6 +111,28 @@ impl NetNs {
         if !output.status.success() {
             bail!(
                 "ip: {}\nin:\n{commands}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(())
+    }
+
+    /// Turns an offload of an interface on or off, by its name in ethtool(8).
+    ///
+    /// # Errors
+    ///
+    /// When there is no such interface or offload.
+    pub fn offload(&self, interface: &str, feature: &str, on: bool) -> Result<()> {
+        let value = if on { "on" } else { "off" };
+        let output = self.run(|| {
+            Command::new("ethtool")
+                .args(["-K", interface, feature, value])
+                .output()
+                .context("start ethtool, from the package of that name")
+        })?;
+        if !output.status.success() {
+            bail!(
+                "ethtool -K {interface} {feature} {value}: {}",
                 String::from_utf8_lossy(&output.stderr).trim()
             );
         }

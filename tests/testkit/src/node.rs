@@ -9,17 +9,18 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use ebpf_abi::{config_flag, maps as names};
+use ebpf_abi::{Config, config_flag, maps as names};
 use ipnetwork::IpNetwork;
 use node_agent_host::{
-    HostDevice, HostDeviceSpec, Network, POD_DEVICE, PodLinkSpec, apply_host_sysctls, netns_cookie,
+    Bandwidth, HostDevice, HostDeviceSpec, MacAddr, Network, NetworkError, POD_DEVICE, PodLinkSpec,
+    VxlanDeviceSpec, apply_host_sysctls, netns_cookie,
 };
 use node_agent_maps::{Attached, Dataplane, Maps, Options};
 use node_agent_model::{MapOp, MapSink};
 
 use crate::{
-    Bpffs, Cgroup, Machine, NetNs, NodeAddresses, Pod, SERVICE_CIDRS, Underlay, Wrapping,
-    plan::{NAT_PORTS, OVERHEAD},
+    Bpffs, ByDevice, Cgroup, Machine, NetNs, NodeAddresses, Pod, SERVICE_CIDRS, Underlay, Wrapping,
+    plan::{NAT_PORTS, OVERHEAD, VNI, VXLAN_PORT},
     pod::PodInner,
 };
 
@@ -39,7 +40,7 @@ pub struct Node {
 }
 
 /// Sizes that make a node cheap: the defaults reserve some 40 MB of kernel memory.
-fn small_maps() -> BTreeMap<&'static str, u32> {
+pub fn small_maps() -> BTreeMap<&'static str, u32> {
     BTreeMap::from([
         (names::SLOT, 16384),
         (names::BACKEND4, 16384),
@@ -104,13 +105,7 @@ impl Node {
             pods: Vec::new(),
         };
         node.attach()?;
-        let config = addresses.config(
-            node.machine.ifindex,
-            node.host_device.ifindex,
-            node.underlay_mtu,
-            node.machine.netns.run(netns_cookie)?,
-        );
-        node.apply(&[MapOp::Config(config)])?;
+        node.apply(&[MapOp::Config(Box::new(node.config()?))])?;
         node.apply(&addresses.own_endpoints(node.host_device.mac.0))?;
         node.set_host_routes(&[addresses])?;
         Ok(node)
@@ -190,6 +185,7 @@ impl Node {
             ips: vec![ipv4.into(), ipv6.into()],
             gateways: vec![addresses.pod_v4(1).into(), addresses.pod_v6(1).into()],
             mtu: self.underlay_mtu - OVERHEAD,
+            bandwidth: Bandwidth::default(),
             sysctls: BTreeMap::new(),
         };
         let path = netns.path();
@@ -243,23 +239,81 @@ impl Node {
         wrapping: Wrapping,
         others: impl Iterator<Item = NodeAddresses>,
     ) -> Result<()> {
-        let mut config = self.addresses.config(
-            self.machine.ifindex,
-            self.host_device.ifindex,
-            self.underlay_mtu,
-            self.machine.netns.run(netns_cookie)?,
-        );
+        let mut config = self.config()?;
         if wrapping.bare {
             config.flags |= config_flag::OVERLAY_UDP;
         }
         let peers = others.map(|other| MapOp::Peer {
             id: other.number.into(),
-            peer: wrapping.peer(self.addresses, other, self.underlay_mtu),
+            peer: Box::new(wrapping.peer(self.addresses, other, self.underlay_mtu)),
         });
-        let ops: Vec<MapOp> = std::iter::once(MapOp::Config(config))
+        let ops: Vec<MapOp> = std::iter::once(MapOp::Config(Box::new(config)))
             .chain(peers)
             .collect();
         self.apply(&ops)
+    }
+
+    /// Lets the kernel's VXLAN device do a part; the device is made and told of the others by the agent's own code.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the device, or a map the peers.
+    pub fn use_device(&self, by: ByDevice, ipv6: bool, others: &[NodeAddresses]) -> Result<()> {
+        let wrapping = Wrapping { bare: false, ipv6 };
+        let address = |of: NodeAddresses| -> IpAddr {
+            if ipv6 {
+                of.underlay_v6().into()
+            } else {
+                of.underlay_v4().into()
+            }
+        };
+        let own = address(self.addresses);
+        let spec = VxlanDeviceSpec {
+            vni: VNI,
+            port: VXLAN_PORT,
+            local: own,
+            uplink: self.machine.ifindex,
+            mac: MacAddr(self.addresses.vtep_mac()),
+            mtu: wrapping.mtu(self.underlay_mtu),
+            checksum: true,
+        };
+        let forwarding = others
+            .iter()
+            .map(|other| (MacAddr(other.vtep_mac()), address(*other)))
+            .collect();
+        let ifindex = self.machine.netns.block_on(async || {
+            let network = Network::connect()?;
+            let ifindex = network.ensure_vxlan_device(&spec).await?;
+            network.set_forwarding(ifindex, &forwarding).await?;
+            Ok::<_, NetworkError>(ifindex)
+        })?;
+        let mut ops: Vec<MapOp> = others
+            .iter()
+            .map(|other| MapOp::Peer {
+                id: other.number.into(),
+                peer: Box::new(by.peer(
+                    wrapping.peer(self.addresses, *other, self.underlay_mtu),
+                    own,
+                    ifindex,
+                )),
+            })
+            .collect();
+        if by == ByDevice::Everything {
+            let mut config = self.config()?;
+            config.flags &= !config_flag::OVERLAY;
+            ops.push(MapOp::Config(Box::new(config)));
+            self.netns().run(|| self.dataplane.attach_vxlan(ifindex))?;
+        }
+        self.apply(&ops)
+    }
+
+    fn config(&self) -> Result<Config> {
+        Ok(self.addresses.config(
+            (self.machine.ifindex, self.machine.mac),
+            self.host_device.ifindex,
+            self.underlay_mtu,
+            self.machine.netns.run(netns_cookie)?,
+        ))
     }
 
     /// Loads and attaches anew, as an agent that restarts: what happened to each link.

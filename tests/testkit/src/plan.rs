@@ -69,7 +69,7 @@ impl NodeAddresses {
     /// The node's configuration.
     pub fn config(
         self,
-        uplink_ifindex: u32,
+        (uplink_ifindex, uplink_mac): (u32, [u8; 6]),
         host_ifindex: u32,
         uplink_mtu: u32,
         host_netns_cookie: u64,
@@ -78,8 +78,8 @@ impl NodeAddresses {
             uplink_ifindex,
             host_ifindex,
             flags: config_flag::OVERLAY | config_flag::MASQUERADE,
+            uplink_mac,
             overlay_port_be: VXLAN_PORT.to_be(),
-            pad: 0,
             vni: VNI,
             uplink_mtu,
             nat_port_first: *NAT_PORTS.start(),
@@ -92,7 +92,6 @@ impl NodeAddresses {
                 node_addr: self.underlay_v6().into(),
                 source_nat_addr: self.pod_v6(0).into(),
             },
-            pad2: 0,
             host_netns_cookie,
         }
     }
@@ -135,7 +134,7 @@ impl NodeAddresses {
         vec![
             MapOp::Peer {
                 id,
-                peer: Wrapping::default().peer(self, other, underlay_mtu),
+                peer: Box::new(Wrapping::default().peer(self, other, underlay_mtu)),
             },
             MapOp::V4(FamilyOp::Route { key: v4, route }),
             MapOp::V6(FamilyOp::Route { key: v6, route }),
@@ -225,8 +224,41 @@ impl Wrapping {
             underlay_family: if self.ipv6 { 10 } else { 2 },
             underlay_addr,
             mtu: self.mtu(underlay_mtu),
-            pad: 0,
+            ..Peer::default()
         }
+    }
+}
+
+/// What the kernel's VXLAN device does for a node.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ByDevice {
+    /// Packets have an outer UDP checksum: it sends those whose sum the program cannot tell.
+    Checksums,
+    /// It sends and receives them all.
+    Everything,
+}
+
+impl ByDevice {
+    /// The same peer, with the device.
+    pub fn peer(self, mut peer: Peer, own: IpAddr, ifindex: u32) -> Peer {
+        peer.device_ifindex = ifindex;
+        if self == Self::Everything {
+            peer.mode = peer_mode::DEVICE;
+            return peer;
+        }
+        // RFC 768, RFC 8200 section 8.1: the pseudo header, and what stands behind the outer IP header.
+        let mut covered = match own {
+            IpAddr::V4(own) => [&own.octets()[..], &peer.underlay_addr[..4]].concat(),
+            IpAddr::V6(own) => [&own.octets()[..], &peer.underlay_addr[..]].concat(),
+        };
+        let ip_len = if own.is_ipv4() { 20 } else { 40 };
+        covered.extend([0, 17]);
+        covered.extend(&peer.header[ip_len..peer.header_len.into()]);
+        let words = covered.chunks_exact(2);
+        peer.checksum_sum = words.fold(0, |sum, word| {
+            sum + u32::from(u16::from_be_bytes([word[0], word[1]]))
+        });
+        peer
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, process::Command};
 
-use ebpf_abi::maps as names;
+use ebpf_abi::{Addr4, ConnKey, SocketOrigin, maps as names};
 use node_agent_maps::{Attached, Dataplane, Error, Link, LinkTarget, Maps, Options, Program};
 use tests_testkit::{Bpffs, Cgroup, NetNs, is_root, skip};
 
@@ -183,34 +183,148 @@ fn a_link_whose_interface_is_gone_is_made_anew() {
 }
 
 #[test]
-fn a_pinned_map_of_another_size_is_refused_by_name() {
+fn a_connection_table_of_an_impossible_size_is_refused_by_name() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let bpffs = Bpffs::new().unwrap();
+    for (size, part) in [
+        (0, "0 entries"),
+        (1000, "a multiple of 64"),
+        (1 << 21, "1048576"),
+    ] {
+        let mut options = small();
+        options.max_entries.insert(names::CONN6, size);
+        let error = Dataplane::open(&bpffs.pin_dir(), &options).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("conn6_v2") && text.contains(part), "{text}");
+    }
+}
+
+/// The dataplane with a table for so many sockets.
+fn open_with_sockets(bpffs: &Bpffs, entries: u32) -> Result<Dataplane, Error> {
+    let mut options = small();
+    options.max_entries.insert(names::SOCKET4, entries);
+    Dataplane::open(&bpffs.pin_dir(), &options)
+}
+
+fn socket(cookie: u64) -> (u64, SocketOrigin<Addr4>) {
+    let origin = SocketOrigin {
+        frontend_port_be: cookie as u16,
+        ..SocketOrigin::default()
+    };
+    (cookie, origin)
+}
+
+#[test]
+fn what_the_programs_noted_outlives_a_change_of_its_tables_size() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let bpffs = Bpffs::new().unwrap();
+    let cgroup = Cgroup::new().unwrap();
+    let before = open_with_sockets(&bpffs, 1024).unwrap();
+    before.attach_cgroup(cgroup.path()).unwrap();
+    let (key, origin) = socket(1);
+    before.maps().v4.socket.set(&key, &origin).unwrap();
+
+    let after = open_with_sockets(&bpffs, 2048).unwrap();
+    let table = &after.maps().v4.socket;
+    assert_eq!(table.capacity(), 2048);
+    assert_eq!(table.get(&key).unwrap(), Some(origin));
+    // The programs that are attached still write to the old table.
+    let (late, late_origin) = socket(2);
+    before.maps().v4.socket.set(&late, &late_origin).unwrap();
+    let attached = after.attach_cgroup(cgroup.path()).unwrap();
+    assert!(attached.contains(&(Program::Connect4, Attached::Replaced)));
+    assert_eq!(after.finish_resize().unwrap(), [names::SOCKET4]);
+    assert_eq!(table.get(&late).unwrap(), Some(late_origin));
+    assert_eq!(after.finish_resize().unwrap(), [""; 0], "once is enough");
+}
+
+#[test]
+fn a_change_of_size_that_was_interrupted_is_taken_up_by_the_next_start() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let bpffs = Bpffs::new().unwrap();
+    let (key, origin) = socket(1);
+    let before = open_with_sockets(&bpffs, 1024).unwrap();
+    drop(open_with_sockets(&bpffs, 2048).unwrap());
+    before.maps().v4.socket.set(&key, &origin).unwrap();
+    // Another size waits until the first change is complete.
+    let next = open_with_sockets(&bpffs, 4096).unwrap();
+    assert_eq!(next.maps().v4.socket.capacity(), 2048);
+    assert_eq!(next.maps().v4.socket.get(&key).unwrap(), Some(origin));
+    next.finish_resize().unwrap();
+    let last = open_with_sockets(&bpffs, 4096).unwrap();
+    assert_eq!(last.maps().v4.socket.capacity(), 4096);
+    assert_eq!(last.maps().v4.socket.get(&key).unwrap(), Some(origin));
+}
+
+#[test]
+fn a_table_that_holds_more_than_its_new_size_stays_and_says_how_much_it_holds() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let bpffs = Bpffs::new().unwrap();
+    let before = open_with_sockets(&bpffs, 2048).unwrap();
+    for port in 1..=1500 {
+        let (key, origin) = socket(port);
+        before.maps().v4.socket.set(&key, &origin).unwrap();
+    }
+    let error = open_with_sockets(&bpffs, 1024).unwrap_err().to_string();
+    for part in ["socket4_v", "1500 entries", "1024", "at least"] {
+        assert!(error.contains(part), "{part} in: {error}");
+    }
+    let again = open_with_sockets(&bpffs, 2048).unwrap();
+    assert_eq!(again.maps().v4.socket.entries().unwrap().len(), 1500);
+}
+
+#[test]
+fn a_pinned_map_of_another_layout_is_refused_by_name() {
     if !is_root() {
         return skip("needs root");
     }
     let bpffs = Bpffs::new().unwrap();
     drop(Dataplane::open(&bpffs.pin_dir(), &small()).unwrap());
-    let mut other = small();
-    other.max_entries.insert(names::CONN4, 2048);
-    let error = Dataplane::open(&bpffs.pin_dir(), &other).unwrap_err();
+    let pin = bpffs.pin_dir().join(names::CONN4);
+    std::fs::remove_file(&pin).unwrap();
+    let made = Command::new("bpftool")
+        .args(["map", "create"])
+        .arg(&pin)
+        .args("type hash key 4 value 4 entries 1024 name other".split(' '))
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let error = Dataplane::open(&bpffs.pin_dir(), &small()).unwrap_err();
     let text = error.to_string();
     assert!(
-        matches!(
-            error,
-            Error::LayoutDiffers {
-                map: "conn4_v1",
-                ..
-            }
-        ),
+        matches!(error, Error::LayoutDiffers { map, .. } if map == names::CONN4),
         "{text}"
     );
-    for part in [
-        "conn4_v1",
-        "max_entries 1024",
-        "max_entries 2048",
-        "remove the pin",
-    ] {
+    for part in [names::CONN4, "key 4 B value 4 B", "remove the pin"] {
         assert!(text.contains(part), "{part} in: {text}");
     }
+}
+
+#[test]
+fn a_connection_table_keeps_its_size_and_its_connections() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let bpffs = Bpffs::new().unwrap();
+    let before = Dataplane::open(&bpffs.pin_dir(), &small()).unwrap();
+    let mut other = small();
+    other.max_entries.insert(names::CONN4, 2048);
+    let after = Dataplane::open(&bpffs.pin_dir(), &other).unwrap();
+    let size = |dataplane: &Dataplane| {
+        let layouts = dataplane.maps().layouts().unwrap().into_iter();
+        let mut layouts = layouts.filter(|(name, ..)| *name == names::CONN4);
+        layouts.next().map(|(_, layout, _)| layout.max_entries)
+    };
+    assert_eq!(size(&after), Some(1024));
+    assert_eq!(size(&after), size(&before));
 }
 
 #[test]
@@ -248,12 +362,15 @@ fn reading_needs_no_agent_and_cannot_write() {
     let error = Maps::open_read_only(&bpffs.pin_dir())
         .unwrap_err()
         .to_string();
-    assert!(error.contains("config_v2 is not pinned"), "{error}");
+    assert!(error.contains("config_v3 is not pinned"), "{error}");
 
     drop(Dataplane::open(&bpffs.pin_dir(), &small()).unwrap());
     let maps = Maps::open_read_only(&bpffs.pin_dir()).unwrap();
-    assert_eq!(maps.v4.conn.capacity(), 1024);
-    assert!(maps.v4.conn.entries().unwrap().is_empty());
+    assert_eq!(maps.v4.conns.capacity(), 1024);
+    assert!(maps.v4.conns.entries().is_empty());
+    let key = ConnKey::default();
+    let error = maps.v4.conns.remove(&key).unwrap_err().to_string();
+    assert!(error.contains("map conn4_v2: remove"), "{error}");
     assert!(
         maps.drops()
             .unwrap()

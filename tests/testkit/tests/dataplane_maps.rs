@@ -4,13 +4,13 @@
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr},
-    time::Duration,
 };
 
 use ebpf_abi::{
-    Addr4, Addr6, Address, Backend, Config, Conn, ConnKey, Endpoint, Frontend, FrontendKey, Peer,
-    Route, RouteKey, Service, conn_flag, maps as names,
+    Addr4, Addr6, Address, Backend, Config, ConnKey, Endpoint, Frontend, FrontendKey, Peer, Route,
+    RouteKey, Service, conn_flag, maps as names,
 };
+use ebpf_packet::{ConnState, Inserted};
 use node_agent_maps::{Dataplane, MapFamily, Options, Timeouts};
 use node_agent_model::{FamilyOp, MapOp, MapSink, Snapshot};
 use tests_testkit::{Bpffs, is_root, skip};
@@ -97,11 +97,11 @@ fn plan() -> Vec<MapOp> {
         ..Service::default()
     };
     let mut ops = vec![
-        MapOp::Config(Config {
+        MapOp::Config(Box::new(Config {
             uplink_ifindex: 2,
             vni: 1,
             ..Config::default()
-        }),
+        })),
         MapOp::Slots {
             base: 10,
             backend_ids: vec![3, 4, 5],
@@ -110,7 +110,10 @@ fn plan() -> Vec<MapOp> {
             id: 9,
             service: Some(service),
         },
-        MapOp::Peer { id: 2, peer },
+        MapOp::Peer {
+            id: 2,
+            peer: Box::new(peer),
+        },
     ];
     ops.extend(family_ops(v4(1), 32).into_iter().map(MapOp::V4));
     ops.extend(family_ops(v6(1), 128).into_iter().map(MapOp::V6));
@@ -148,7 +151,7 @@ fn removal() -> Vec<MapOp> {
         ]
     }
     let mut ops = vec![
-        MapOp::Config(Config::default()),
+        MapOp::Config(Box::default()),
         MapOp::Service {
             id: 9,
             service: None,
@@ -159,7 +162,7 @@ fn removal() -> Vec<MapOp> {
         },
         MapOp::Peer {
             id: 2,
-            peer: Peer::default(),
+            peer: Box::default(),
         },
     ];
     ops.extend(of_family(v4(1), 32).into_iter().map(MapOp::V4));
@@ -266,7 +269,7 @@ fn a_full_map_tells_which_operation_did_not_fit() {
     }
     let bpffs = Bpffs::new().unwrap();
     let mut maps = open(&bpffs).maps().clone();
-    let mut ops = vec![MapOp::Config(Config::default())];
+    let mut ops = vec![MapOp::Config(Box::default())];
     ops.extend((0..20).map(|n| MapOp::V4(endpoint(v4(n), 1))));
     let error = maps.apply(&ops).unwrap_err();
     assert_eq!(
@@ -294,16 +297,15 @@ fn a_full_map_tells_which_operation_did_not_fit() {
     );
 }
 
-/// The two entries of a connection, both last seen at `last_seen_s`.
-fn insert_pair<A: MapFamily>(
+/// A connection that was last seen at `last_seen_s`.
+fn insert<A: MapFamily>(
     dataplane: &Dataplane,
     client: A,
     server: A,
     port: u16,
     protocol: u8,
     last_seen_s: u64,
-) {
-    let table = &A::of(dataplane.maps()).conn;
+) -> ConnKey<A> {
     let key = ConnKey {
         src: client,
         dst: server,
@@ -312,30 +314,20 @@ fn insert_pair<A: MapFamily>(
         protocol,
         pad: [0; 3],
     };
-    let value = Conn {
-        last_seen_ns: last_seen_s * SECOND,
-        src: client,
-        dst: server,
-        src_port_be: port,
+    let target = ConnKey {
         dst_port_be: 8080,
-        flags: conn_flag::SERVICE | conn_flag::OPEN,
-        ..Conn::default()
+        ..key
     };
-    let reply_key = ConnKey {
-        dst_port_be: port,
-        src_port_be: 8080,
-        ..key.reversed()
+    let state = ConnState {
+        last_seen_ns: last_seen_s * SECOND,
+        flags: conn_flag::SERVICE | conn_flag::OPEN | conn_flag::ANSWERED | conn_flag::CONFIRMED,
+        protocol: protocol.into(),
+        ..ConnState::default()
     };
-    let reply = Conn {
-        src: server,
-        dst: client,
-        src_port_be: 80,
-        dst_port_be: port,
-        flags: value.flags | conn_flag::REPLY,
-        ..value
-    };
-    table.set(&key, &value).expect("room for the connection");
-    table.set(&reply_key, &reply).expect("room for the answers");
+    let conns = &A::of(dataplane.maps()).conns;
+    let inserted = conns.insert(&key, &target, &state).unwrap();
+    assert_eq!(inserted, Inserted::Done, "room for the connection");
+    key
 }
 
 fn collection_keeps_what_is_in_use<A: MapFamily>(client: A, server: A) {
@@ -343,36 +335,35 @@ fn collection_keeps_what_is_in_use<A: MapFamily>(client: A, server: A) {
     let dataplane = open(&bpffs);
     let maps = A::of(dataplane.maps());
     for port in 1..=1000 {
-        insert_pair(&dataplane, client, server, port, 17, 100);
+        insert(&dataplane, client, server, port, 17, 100);
     }
     for port in 1001..=1100 {
-        insert_pair(&dataplane, client, server, port, 17, 150);
+        insert(&dataplane, client, server, port, 17, 150);
     }
-    insert_pair(&dataplane, client, server, 1, 6, 100);
+    let tcp = insert(&dataplane, client, server, 1, 6, 100);
 
     let report = maps.collect(161 * SECOND, &Timeouts::default()).unwrap();
     assert_eq!(
         (report.entries, report.deleted, report.capacity),
-        (2202, 2000, 4096)
+        (1101, 1000, 4096)
     );
     let again = maps.collect(161 * SECOND, &Timeouts::default()).unwrap();
-    assert_eq!((again.entries, again.deleted), (202, 0));
+    assert_eq!((again.entries, again.deleted), (101, 0));
+    let (kept, is_reply) = maps.conns.get(&tcp).unwrap();
+    assert_eq!((kept.original, is_reply), (tcp, false));
+    let (kept, is_reply) = maps.conns.get(&kept.reply).unwrap();
+    assert_eq!((kept.original, is_reply), (tcp, true));
 
-    // A connection whose one direction is in use stays whole.
-    let (key, mut entry) = maps.conn.entries().unwrap()[0];
-    entry.last_seen_ns = 10_000 * SECOND;
-    maps.conn.set(&key, &entry).unwrap();
-    let timeouts = Timeouts {
-        tcp_established: Duration::from_secs(60),
-        ..Timeouts::default()
-    };
-    let report = maps.collect(10_000 * SECOND, &timeouts).unwrap();
-    assert_eq!((report.entries, report.deleted), (202, 200));
-
-    // An entry that lost its partner goes too.
-    maps.conn.remove(&key).unwrap();
-    let report = maps.collect(11_000 * SECOND, &timeouts).unwrap();
-    assert_eq!((report.entries, report.deleted), (1, 1));
+    // What was taken out may come again, in a slot that is used again.
+    for port in 1..=1000 {
+        insert(&dataplane, client, server, port, 17, 161);
+    }
+    assert_eq!(maps.conns.count(), 1101);
+    assert!(maps.conns.remove(&tcp).unwrap());
+    assert!(!maps.conns.remove(&tcp).unwrap());
+    let report = maps.collect(10_000 * SECOND, &Timeouts::default()).unwrap();
+    assert_eq!((report.entries, report.deleted), (1100, 1100));
+    assert_eq!(maps.conns.count(), 0);
 }
 
 #[test]

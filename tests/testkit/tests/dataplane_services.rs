@@ -6,6 +6,9 @@ use std::{
     io::ErrorKind,
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     os::fd::AsFd,
+    sync::Barrier,
+    thread,
+    time::Duration,
 };
 
 use tests_testkit::{
@@ -116,7 +119,7 @@ fn a_cluster_ip_is_balanced_in_turn_at_the_socket() {
     assert!(
         cluster.nodes.iter().all(|node| {
             let maps = node.maps();
-            maps.v4.conn.entries().unwrap().is_empty() && maps.v6.conn.entries().unwrap().is_empty()
+            maps.v4.conns.count() == 0 && maps.v6.conns.count() == 0
         }),
         "what was balanced at the socket costs no tracked connection"
     );
@@ -223,6 +226,62 @@ fn udp_to_a_cluster_ip_is_answered_from_it() {
         assert_eq!(counts(flow).len(), 1, "{vip}");
     }
     assert_no_drops(&cluster);
+}
+
+#[test]
+fn two_questions_at_once_on_one_socket_are_both_answered() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let mut cluster = Cluster::new(2).unwrap();
+    let pods = [0, 1].map(|node| cluster.add_pod(node).unwrap());
+    let client = cluster.add_pod(0).unwrap();
+    for vip in vips() {
+        let _servers = udp_servers(&pods.each_ref(), vip);
+        let backends = pods.each_ref().map(|pod| backend(pod, vip));
+        cluster.publish(&ServiceSpec::udp(vip, backends)).unwrap();
+        for round in 0..100 {
+            let answers = client.run(|| ask_two_at_once(vip));
+            let answers = answers.unwrap_or_else(|error| panic!("{vip}, {round}: {error}"));
+            let [(first, a), (second, aaaa)] = answers;
+            assert_eq!([a, aaaa], QUESTIONS, "{vip}, {round}: one answer to each");
+            assert_eq!(first, second, "{vip}, {round}: one decision for both");
+        }
+    }
+    assert_no_drops(&cluster);
+}
+
+/// Lengths of the two questions, and of the answers, by which these are told apart: longer than a greeting.
+const QUESTIONS: [usize; 2] = [100, 200];
+
+/// Asks as a resolver asks for A and AAAA: from one port of its own, and the connection is new to the node when both
+/// come, on two processors. The servers' names and the lengths of the answers, sorted by these.
+fn ask_two_at_once(vip: SocketAddr) -> std::io::Result<[(String, usize); 2]> {
+    let socket = UdpSocket::bind(any(vip, 0))?;
+    socket.connect(vip)?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    let start = Barrier::new(QUESTIONS.len());
+    thread::scope(|scope| {
+        let senders = QUESTIONS.map(|length| {
+            let (socket, start) = (&socket, &start);
+            scope.spawn(move || {
+                start.wait();
+                socket.send(&vec![b'?'; length])
+            })
+        });
+        let mut sent = senders.into_iter();
+        sent.try_for_each(|sender| sender.join().unwrap().map(drop))
+    })?;
+    let mut buffer = [0; 512];
+    let mut answer = || {
+        let length = socket.recv(&mut buffer)?;
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        let name = text.split(' ').next().unwrap_or_default().to_owned();
+        std::io::Result::Ok((name, length))
+    };
+    let mut answers = [answer()?, answer()?];
+    answers.sort_by_key(|(_, length)| *length);
+    Ok(answers)
 }
 
 #[test]

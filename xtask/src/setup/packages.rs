@@ -41,6 +41,11 @@ pub const TOOLS: &[Package] = &[
         purpose: "namespaces and links of the development cluster",
     },
     Package {
+        names: &["ethtool"],
+        shown_by: Evidence::Program("ethtool"),
+        purpose: "turns offloads on and off in tests",
+    },
+    Package {
         names: &["bpftool", "linux-tools-generic"],
         shown_by: Evidence::Program("bpftool"),
         purpose: "loads the object and dumps the maps in tests",

@@ -3,11 +3,11 @@
 //! The API server looks up where to go and hands bytes on; what they mean is between the client and the kubelet. So a
 //! client's WebSocket reaches the kubelet as it is, whatever is spoken in it.
 
-mod kubelet;
-mod pod;
+pub(crate) mod kubelet;
+pub(crate) mod pod;
 mod proxy;
 mod relay;
-mod tunnel;
+pub(crate) mod tunnel;
 
 use axum::extract::Request;
 use axum::response::Response;
@@ -41,7 +41,10 @@ impl Connection {
             | Subresource::Scale
             | Subresource::Eviction
             | Subresource::Binding
-            | Subresource::Finalize => None,
+            | Subresource::Finalize
+            | Subresource::EphemeralContainers
+            | Subresource::Resize
+            | Subresource::Token => None,
         }
     }
 

@@ -1,21 +1,26 @@
 //! The API over a real store, asked without a network between.
 #![allow(dead_code, reason = "every test file uses its part")]
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
+use control_plane_apiserver::Settings;
 use control_plane_registry::{Options, Registry};
 use control_plane_store::{EmbeddedStore, embedded};
 use futures::StreamExt;
 use http::{HeaderMap, Method, Request, StatusCode};
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tower::ServiceExt;
 
 pub struct Server {
     app: Router,
+    pub registry: Registry,
     pub stop: watch::Sender<bool>,
     _dir: TempDir,
 }
@@ -44,6 +49,10 @@ impl Answer {
 
 impl Server {
     pub async fn start() -> Self {
+        Self::start_with(Settings::default()).await
+    }
+
+    pub async fn start_with(settings: Settings) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("store.redb");
         let store = EmbeddedStore::open(path, embedded::Options::default()).expect("a store");
@@ -52,10 +61,21 @@ impl Server {
             .expect("a registry");
         let (stop, stopping) = watch::channel(false);
         Self {
-            app: control_plane_apiserver::app(registry, stopping),
+            app: control_plane_apiserver::app_with(registry.clone(), settings, stopping),
+            registry,
             stop,
             _dir: dir,
         }
+    }
+
+    /// Serves connections too, on a port of loopback; the task ends when the server is told to stop and all requests
+    /// are answered.
+    pub async fn listen(&self) -> (SocketAddr, JoinHandle<std::io::Result<()>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let serving =
+            control_plane_apiserver::serve(listener, self.app.clone(), self.stop.subscribe());
+        (address, tokio::spawn(serving))
     }
 
     pub async fn send(

@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
 use serde_json::json;
+use tokio::sync::broadcast;
 
 use crate::fault::gone;
 use crate::queue::Queue;
@@ -29,14 +30,16 @@ struct Collector {
     graph: Mutex<Graph<Resource>>,
     queue: Queue<Uid>,
     kinds: Kinds,
+    vanished: broadcast::Sender<String>,
 }
 
-pub(crate) async fn run(client: Client, _: Arc<Informers>, options: &Options) {
+pub(crate) async fn run(client: Client, informers: Arc<Informers>, options: &Options) {
     let collector = Arc::new(Collector {
         kinds: Kinds::new(client.clone()),
         client,
         graph: Mutex::new(Graph::new()),
         queue: Queue::new(),
+        vanished: informers.vanished.clone(),
     });
     let watching = kinds::watch(collector.clone(), options.garbage_discovery_period);
     let working = async {
@@ -59,6 +62,14 @@ impl Collector {
     }
 
     fn remove(&self, uid: &str) {
+        let namespace = self
+            .graph()
+            .get(uid)
+            .and_then(|node| node.namespace.clone());
+        if let Some(namespace) = namespace {
+            // Nobody may listen.
+            let _ = self.vanished.send(namespace);
+        }
         let look = self.graph().remove(uid);
         look.into_iter().for_each(|uid| self.queue.add(uid));
     }

@@ -1,6 +1,7 @@
 //! Custom resources: the rows that CustomResourceDefinitions add while the server runs.
 
 mod columns;
+mod expressions;
 mod rules;
 mod structural;
 
@@ -13,6 +14,7 @@ use crate::schema::Type;
 use crate::strategies::Strategy;
 
 pub use columns::Path;
+pub use expressions::Rules;
 
 /// What a row of a custom resource has beside that of a built-in kind.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub struct Custom {
     pub of: Type,
     /// The `openAPIV3Schema` of the version.
     pub schema: Value,
+    /// What the schema says in CEL; `None`: nothing.
+    pub rules: Option<Rules>,
     /// The `apiVersion` in which objects are stored; versions differ in nothing else (conversion strategy None).
     pub stored: String,
     /// What definition, and which state of it, the row is of.
@@ -81,6 +85,7 @@ fn row(definition: &Value, version: &Value, stored: &str) -> Kind {
     let schema = version["schema"]["openAPIV3Schema"].clone();
     let custom = Custom {
         of: structural::object_type(names.text("/kind"), &schema),
+        rules: Rules::compile(&schema),
         schema,
         stored: stored.to_owned(),
         source: source(definition),
@@ -163,5 +168,12 @@ impl Custom {
 
     pub fn check(&self, object: &Value, errors: &mut Vec<FieldError>) {
         rules::check(&self.schema, object, "", errors);
+    }
+
+    /// Holds an object without other faults against the schema's rules in CEL; `old` is the object before the change.
+    pub fn hold(&self, object: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+        if let Some(rules) = &self.rules {
+            rules.hold(object, old, errors);
+        }
     }
 }

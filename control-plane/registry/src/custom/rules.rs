@@ -24,7 +24,7 @@ pub fn check(schema: &Value, value: &Value, path: &str, errors: &mut Vec<FieldEr
     if !allowed.is_empty() && !allowed.contains(value) {
         let words: Vec<String> = allowed.iter().map(plain).collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        errors.push(FieldError::not_supported(path, value.clone(), &words));
+        errors.push(FieldError::not_listed(path, value.clone(), &words));
     }
     match value {
         Value::Object(map) => {
@@ -61,7 +61,7 @@ pub fn check(schema: &Value, value: &Value, path: &str, errors: &mut Vec<FieldEr
     check_combined(schema, value, path, errors);
 }
 
-fn join(path: &str, name: &str) -> String {
+pub(super) fn join(path: &str, name: &str) -> String {
     match path {
         "" => name.to_owned(),
         path => format!("{path}.{name}"),

@@ -1,6 +1,6 @@
 //! The rows of what describes the cluster itself: admission, extension, access, fairness, runtimes, priorities, storage.
 
-use super::{CREATE, Kind, NOT_ADMITTED, NOT_AGGREGATED, NOT_AUTHORIZED, NOT_QUEUED, ROW, STATUS};
+use super::{CREATE, Kind, NOT_ADMITTED, NOT_AGGREGATED, ROW, STATUS};
 use crate::{strategies, table};
 
 pub(super) static ROWS: &[Kind] = &[
@@ -43,7 +43,6 @@ pub(super) static ROWS: &[Kind] = &[
         schema: "io.k8s.api.admissionregistration.v1.MutatingWebhookConfiguration",
         printer: table::WEBHOOKS,
         strategy: strategies::WEBHOOKS,
-        caveat: NOT_ADMITTED,
         ..ROW
     },
     Kind {
@@ -58,7 +57,6 @@ pub(super) static ROWS: &[Kind] = &[
         subresources: STATUS,
         printer: table::VALIDATING_POLICY,
         strategy: strategies::VALIDATING_POLICY,
-        caveat: NOT_ADMITTED,
         ..ROW
     },
     Kind {
@@ -71,8 +69,7 @@ pub(super) static ROWS: &[Kind] = &[
         prefix: "/registry/validatingadmissionpolicybindings/",
         schema: "io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicyBinding",
         printer: table::POLICY_BINDING,
-        strategy: strategies::CHECKED,
-        caveat: NOT_ADMITTED,
+        strategy: strategies::POLICY_BINDING,
         ..ROW
     },
     Kind {
@@ -86,7 +83,6 @@ pub(super) static ROWS: &[Kind] = &[
         schema: "io.k8s.api.admissionregistration.v1.ValidatingWebhookConfiguration",
         printer: table::WEBHOOKS,
         strategy: strategies::WEBHOOKS,
-        caveat: NOT_ADMITTED,
         ..ROW
     },
     Kind {
@@ -127,7 +123,7 @@ pub(super) static ROWS: &[Kind] = &[
         namespaced: false,
         verbs: CREATE,
         schema: "io.k8s.api.authentication.v1.SelfSubjectReview",
-        strategy: strategies::SELF_SUBJECT_REVIEW,
+        strategy: strategies::REVIEW,
         ..ROW
     },
     Kind {
@@ -170,7 +166,7 @@ pub(super) static ROWS: &[Kind] = &[
         namespaced: false,
         verbs: CREATE,
         schema: "io.k8s.api.authorization.v1.SelfSubjectRulesReview",
-        strategy: strategies::RULES_REVIEW,
+        strategy: strategies::REVIEW,
         ..ROW
     },
     Kind {
@@ -195,7 +191,6 @@ pub(super) static ROWS: &[Kind] = &[
         subresources: STATUS,
         printer: table::FLOW_SCHEMA,
         strategy: strategies::FLOW_SCHEMA,
-        caveat: NOT_QUEUED,
         ..ROW
     },
     Kind {
@@ -209,7 +204,6 @@ pub(super) static ROWS: &[Kind] = &[
         subresources: STATUS,
         printer: table::PRIORITY_LEVEL,
         strategy: strategies::PRIORITY_LEVEL,
-        caveat: NOT_QUEUED,
         ..ROW
     },
     Kind {
@@ -234,7 +228,6 @@ pub(super) static ROWS: &[Kind] = &[
         schema: "io.k8s.api.rbac.v1.ClusterRoleBinding",
         printer: table::ROLE_BINDING,
         strategy: strategies::ROLE_BINDING,
-        caveat: NOT_AUTHORIZED,
         ..ROW
     },
     Kind {
@@ -247,7 +240,6 @@ pub(super) static ROWS: &[Kind] = &[
         schema: "io.k8s.api.rbac.v1.ClusterRole",
         printer: table::CREATED,
         strategy: strategies::ROLE,
-        caveat: NOT_AUTHORIZED,
         ..ROW
     },
     Kind {
@@ -259,7 +251,6 @@ pub(super) static ROWS: &[Kind] = &[
         schema: "io.k8s.api.rbac.v1.RoleBinding",
         printer: table::ROLE_BINDING,
         strategy: strategies::ROLE_BINDING,
-        caveat: NOT_AUTHORIZED,
         ..ROW
     },
     Kind {
@@ -271,7 +262,6 @@ pub(super) static ROWS: &[Kind] = &[
         schema: "io.k8s.api.rbac.v1.Role",
         printer: table::CREATED,
         strategy: strategies::ROLE,
-        caveat: NOT_AUTHORIZED,
         ..ROW
     },
     Kind {
@@ -318,7 +308,6 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "csistoragecapacity",
         prefix: "/registry/csistoragecapacities/",
         schema: "io.k8s.api.storage.v1.CSIStorageCapacity",
-        printer: table::STORAGE_CAPACITY,
         strategy: strategies::CHECKED,
         ..ROW
     },

@@ -1,8 +1,8 @@
 //! The rows of the core group.
 
 use super::{
-    ALL, BY_REPLICAS, CREATE, Kind, NOT_ADMITTED, ROW, STATUS, STATUS_SCALE, SelectableField,
-    Subresource, fields,
+    ALL, BY_REPLICAS, CREATE, Kind, READ, ROW, STATUS, STATUS_SCALE, SelectableField, Subresource,
+    fields,
 };
 use crate::{strategies, table};
 
@@ -13,6 +13,17 @@ pub(super) static ROWS: &[Kind] = &[
         singular: "binding",
         verbs: CREATE,
         schema: "io.k8s.api.core.v1.Binding",
+        ..ROW
+    },
+    Kind {
+        kind: "ComponentStatus",
+        plural: "componentstatuses",
+        singular: "componentstatus",
+        short_names: &["cs"],
+        namespaced: false,
+        verbs: READ,
+        schema: "io.k8s.api.core.v1.ComponentStatus",
+        printer: table::COMPONENT_STATUS,
         ..ROW
     },
     Kind {
@@ -69,8 +80,7 @@ pub(super) static ROWS: &[Kind] = &[
         prefix: "/registry/limitranges/",
         schema: "io.k8s.api.core.v1.LimitRange",
         printer: table::CREATED,
-        strategy: strategies::CHECKED,
-        caveat: NOT_ADMITTED,
+        strategy: strategies::LIMIT_RANGE,
         ..ROW
     },
     Kind {
@@ -80,6 +90,10 @@ pub(super) static ROWS: &[Kind] = &[
         short_names: &["ns"],
         namespaced: false,
         prefix: "/registry/namespaces/",
+        // Nobody ends all namespaces at once.
+        verbs: &[
+            "create", "delete", "get", "list", "patch", "update", "watch",
+        ],
         schema: "io.k8s.api.core.v1.Namespace",
         subresources: &[Subresource::Finalize, Subresource::Status],
         fields: fields!("status.phase" => "/status/phase"),
@@ -141,11 +155,13 @@ pub(super) static ROWS: &[Kind] = &[
         subresources: &[
             Subresource::Attach,
             Subresource::Binding,
+            Subresource::EphemeralContainers,
             Subresource::Eviction,
             Subresource::Exec,
             Subresource::Log,
             Subresource::PortForward,
             Subresource::Proxy,
+            Subresource::Resize,
             Subresource::Status,
         ],
         fields: fields!(
@@ -196,8 +212,7 @@ pub(super) static ROWS: &[Kind] = &[
         schema: "io.k8s.api.core.v1.ResourceQuota",
         subresources: STATUS,
         printer: table::RESOURCE_QUOTA,
-        strategy: strategies::CHECKED,
-        caveat: NOT_ADMITTED,
+        strategy: strategies::RESOURCE_QUOTA,
         ..ROW
     },
     Kind {
@@ -218,6 +233,7 @@ pub(super) static ROWS: &[Kind] = &[
         short_names: &["sa"],
         prefix: "/registry/serviceaccounts/",
         schema: "io.k8s.api.core.v1.ServiceAccount",
+        subresources: &[Subresource::Token],
         printer: table::SERVICE_ACCOUNT,
         strategy: strategies::SERVICE_ACCOUNT,
         ..ROW

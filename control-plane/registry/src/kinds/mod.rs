@@ -59,6 +59,12 @@ pub enum Subresource {
     Binding,
     /// `namespaces/finalize`: update.
     Finalize,
+    /// `pods/ephemeralcontainers`: containers that are added to a pod that runs.
+    EphemeralContainers,
+    /// `pods/resize`: what containers that run may use.
+    Resize,
+    /// `serviceaccounts/token`: a `TokenRequest`.
+    Token,
     /// `pods/log`: what a container has written.
     Log,
     /// `pods/exec`: a command in a container.
@@ -111,6 +117,8 @@ pub const VERBS: [&str; 8] = [
 
 /// Kinds that are answered and not stored.
 const CREATE: &[&str] = &["create"];
+/// Kinds that are worked out when they are asked for.
+const READ: &[&str] = &["get", "list"];
 const STATUS: &[Subresource] = &[Subresource::Status];
 const STATUS_SCALE: &[Subresource] = &[Subresource::Scale, Subresource::Status];
 const ALL: &[&str] = &["all"];
@@ -125,8 +133,6 @@ const NOT_ADMITTED: &str =
     "this server keeps the object and does not yet hold other requests against it";
 const NOT_AGGREGATED: &str =
     "this server keeps the object and does not yet pass requests on to the service";
-const NOT_AUTHORIZED: &str = "this server keeps the object and lets everybody do everything, as --authorization-mode=AlwaysAllow does";
-const NOT_QUEUED: &str = "this server keeps the object and does not yet queue requests by it";
 
 /// What `scale` subresources read and write; no resource of its own.
 pub static SCALE: Kind = Kind {
@@ -238,6 +244,12 @@ impl Kind {
         }
     }
 
+    /// Whether its objects are kept, in this version of it: reviews and bindings are only answered.
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        !self.prefix.is_empty() && self.conversion.is_none()
+    }
+
     #[must_use]
     pub fn has(&self, subresource: Subresource) -> bool {
         self.subresources.contains(&subresource)
@@ -254,6 +266,9 @@ impl Subresource {
             Self::Eviction => "eviction",
             Self::Binding => "binding",
             Self::Finalize => "finalize",
+            Self::EphemeralContainers => "ephemeralcontainers",
+            Self::Resize => "resize",
+            Self::Token => "token",
             Self::Log => "log",
             Self::Exec => "exec",
             Self::Attach => "attach",
@@ -265,8 +280,10 @@ impl Subresource {
     #[must_use]
     pub fn verbs(self) -> &'static [&'static str] {
         match self {
-            Self::Status | Self::Scale => &["get", "patch", "update"],
-            Self::Binding | Self::Eviction => &["create"],
+            Self::Status | Self::Scale | Self::EphemeralContainers | Self::Resize => {
+                &["get", "patch", "update"]
+            }
+            Self::Binding | Self::Eviction | Self::Token => &["create"],
             Self::Finalize => &["update"],
             Self::Log => &["get"],
             Self::Exec | Self::Attach | Self::PortForward => &["create", "get"],
@@ -334,7 +351,7 @@ mod tests {
             let stored = all().filter(|k| {
                 k.conversion.is_none() && !k.prefix.is_empty() && k.prefix.starts_with(kind.prefix)
             });
-            if kind.verbs != CREATE {
+            if kind.verbs != CREATE && kind.verbs != READ {
                 assert_eq!(stored.count(), 1, "{}", kind.prefix);
             }
         }

@@ -277,14 +277,28 @@ pub fn apply(
     all.push(me);
     all.retain(|e| !e.fields.is_empty());
     store(&mut new, &all);
+    remember(&mut new, config, writer);
     Ok(new)
+}
+
+const LAST_APPLIED: &str =
+    "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration";
+
+/// kubectl's own note of what it applied is kept true where there is one, so that it may go back to applying on the
+/// client's side.
+fn remember(new: &mut Value, config: &Value, writer: Writer<'_>) {
+    if writer.manager != "kubectl" || new.text(LAST_APPLIED).is_empty() {
+        return;
+    }
+    let mut config = config.clone();
+    config.take_at(LAST_APPLIED);
+    new.put(LAST_APPLIED, format!("{config}\n"));
 }
 
 /// What kubectl has applied on the client's side before, and nobody has changed since: going over to server-side apply
 /// takes these fields without a conflict.
 fn inherited(root: Node<'_>, live: &Value, writer: Writer<'_>) -> Set {
-    const LAST: &str = "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration";
-    let last = serde_json::from_str::<Value>(live.text(LAST));
+    let last = serde_json::from_str::<Value>(live.text(LAST_APPLIED));
     match last {
         Ok(last) if writer.manager == "kubectl" => {
             let mut fields = walk::fields(root, &last);

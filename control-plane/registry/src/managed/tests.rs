@@ -287,3 +287,17 @@ fn nothing_changes_when_nothing_is_new() {
     update(kind("deployments"), Some(&live), &mut same, who("b"));
     assert_eq!(same, live);
 }
+
+#[test]
+fn what_kubectl_notes_of_its_manifest_stays_true() {
+    const NOTE: &str = "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration";
+    let three = json!({"metadata": {"name": "d"}, "spec": {"replicas": 3}});
+    let mut live = applied(None, &three, "kubectl");
+    assert_eq!(live.text(NOTE), "", "there was none");
+    live.put(NOTE, "{}");
+    let four = json!({"metadata": {"name": "d"}, "spec": {"replicas": 4}});
+    let force =
+        |manager| apply(kind("deployments"), Some(&live), &four, who(manager), true).unwrap();
+    assert_eq!(force("kubectl").text(NOTE), format!("{four}\n"));
+    assert_eq!(force("somebody").text(NOTE), "{}");
+}

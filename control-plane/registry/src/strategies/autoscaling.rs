@@ -86,13 +86,19 @@ fn validate(autoscaler: &Value, errors: &mut Vec<FieldError>) {
             "must be greater than or equal to 1",
         ));
     }
-    if max < 1 {
+    if max == 0 {
+        errors.push(FieldError::required(
+            "spec.maxReplicas",
+            "must be set and greater than 0",
+        ));
+    } else if max < 0 {
         errors.push(FieldError::invalid(
             "spec.maxReplicas",
             max,
-            "must be greater than 0",
+            "must be greater than or equal to 1",
         ));
-    } else if max < min {
+    }
+    if max < min {
         errors.push(FieldError::invalid(
             "spec.maxReplicas",
             max,

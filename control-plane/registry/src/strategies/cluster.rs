@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::template::immutable;
-use super::{Strategy, defaults};
+use super::{Strategy, admission, defaults};
 use crate::errors::FieldError;
 use crate::json::Json;
 use crate::validate::{self, one_of};
@@ -52,6 +52,16 @@ pub const WEBHOOKS: Strategy = Strategy {
                 &policies,
                 errors,
             );
+            let path_of = format!("{path}.matchConditions");
+            admission::conditions(hook, "/matchConditions", &path_of, &[], errors);
+            let url = hook.text("/clientConfig/url");
+            if !url.is_empty() && !url.starts_with("https://") {
+                errors.push(FieldError::invalid(
+                    format!("{path}.clientConfig.url"),
+                    url,
+                    "'https' is the only allowed URL scheme",
+                ));
+            }
             let url = hook.has("/clientConfig/url");
             if url == hook.has("/clientConfig/service") {
                 errors.push(FieldError::required(
@@ -61,13 +71,6 @@ pub const WEBHOOKS: Strategy = Strategy {
             }
         }
     },
-    required: true,
-    generation: true,
-    ..Strategy::PLAIN
-};
-
-pub const VALIDATING_POLICY: Strategy = Strategy {
-    default: |policy| policy.put_default("/spec/failurePolicy", "Fail"),
     required: true,
     generation: true,
     ..Strategy::PLAIN

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::template::immutable;
 use super::{Strategy, defaults};
-use crate::custom::Path;
+use crate::custom::{Path, Rules};
 use crate::errors::FieldError;
 use crate::json::Json;
 use crate::meta;
@@ -64,12 +64,6 @@ pub const CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
         if let Some(conditions) = definition.items_mut("/status/conditions") {
             conditions.push(condition);
         }
-    },
-    caveat: |definition| {
-        definition
-            .to_string()
-            .contains("\"x-kubernetes-validations\"")
-            .then_some("x-kubernetes-validations are kept and not yet evaluated")
     },
     required: true,
     generation: true,
@@ -169,6 +163,7 @@ fn validate_version(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
                 ));
             }
             validate_schema(root, &schema, errors);
+            Rules::check(root, &schema, errors);
         }
     }
     for (at, column) in version

@@ -137,13 +137,6 @@ fn validate_ports(of: &Value, path: &str, errors: &mut Vec<FieldError>) {
         {
             errors.push(FieldError::invalid(format!("{path}.port"), number, why));
         }
-        let protocols = ["SCTP", "TCP", "UDP"];
-        one_of(
-            port,
-            "/protocol",
-            format!("{path}.protocol"),
-            &protocols,
-            errors,
-        );
+        validate::transport_protocol(port, &path, errors);
     }
 }

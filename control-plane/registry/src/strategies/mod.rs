@@ -1,6 +1,7 @@
 //! What is particular to single kinds, as functions that the rows of the table name.
 
 mod access;
+mod admission;
 mod autoscaling;
 mod batch;
 mod cluster;
@@ -10,12 +11,15 @@ mod endpoints;
 mod event;
 mod lease;
 mod namespace;
+mod network_policy;
 mod networking;
 mod node;
 mod pod;
 mod pod_defaults;
+mod pod_parts;
 mod pod_validate;
 mod policy;
+mod quota;
 mod service;
 mod service_validate;
 mod storage;
@@ -27,16 +31,15 @@ use serde_json::Value;
 use crate::allocate::Claims;
 use crate::errors::FieldError;
 use crate::json::Json;
+use crate::kinds::Subresource;
 use crate::validate;
 
-pub use access::{
-    ACCESS_REVIEW, ROLE, ROLE_BINDING, RULES_REVIEW, SELF_SUBJECT_REVIEW, TOKEN_REVIEW,
-};
+pub use access::{ACCESS_REVIEW, REVIEW, ROLE, ROLE_BINDING, TOKEN_REVIEW};
+pub use admission::{POLICY_BINDING, VALIDATING_POLICY};
 pub use autoscaling::{AUTOSCALER, AUTOSCALER_V1, AUTOSCALER_V1_CONVERSION};
 pub use batch::{CRON_JOB, JOB};
 pub use cluster::{
-    API_SERVICE, FLOW_SCHEMA, PRIORITY_CLASS, PRIORITY_LEVEL, RUNTIME_CLASS, VALIDATING_POLICY,
-    WEBHOOKS,
+    API_SERVICE, FLOW_SCHEMA, PRIORITY_CLASS, PRIORITY_LEVEL, RUNTIME_CLASS, WEBHOOKS,
 };
 pub use config::{CONFIG_MAP, SECRET, SERVICE_ACCOUNT};
 pub use definition::{CLEANUP, CUSTOM_RESOURCE_DEFINITION};
@@ -44,10 +47,12 @@ pub use endpoints::{ENDPOINT_SLICE, ENDPOINTS};
 pub use event::{EVENT, NEW_EVENT, NEW_EVENT_CONVERSION};
 pub use lease::LEASE;
 pub use namespace::{NAMESPACE, NAMESPACES};
-pub use networking::{INGRESS, INGRESS_CLASS, NETWORK_POLICY};
+pub use network_policy::NETWORK_POLICY;
+pub use networking::{INGRESS, INGRESS_CLASS};
 pub use node::NODE;
 pub use pod::{POD, bind};
 pub use policy::{DISRUPTION_BUDGET, covers, frees_unready, needs_no_budget, spend};
+pub use quota::{LIMIT_RANGE, RESOURCE_QUOTA};
 pub use service::SERVICE;
 pub use storage::{CSI_DRIVER, PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM, STORAGE_CLASS};
 pub use template::POD_TEMPLATE;
@@ -89,8 +94,12 @@ pub struct Strategy {
     pub required: bool,
     /// What the server keeps of this object and does not act on.
     pub caveat: fn(&Value) -> Option<&'static str>,
-    /// Answers the object instead of storing it.
-    pub review: Option<fn(&mut Value)>,
+    /// The old object with the part that a subresource is about, taken from the new one.
+    pub part: fn(Subresource, new: &Value, old: &Value) -> Value,
+    /// What is wrong with such a change.
+    pub validate_part: fn(Subresource, new: &Value, old: &Value, &mut Vec<FieldError>),
+    /// The object is answered and not stored.
+    pub review: bool,
     /// How long objects live after their last write, in seconds.
     pub time_to_live: Option<u64>,
 }
@@ -134,7 +143,9 @@ impl Strategy {
         returns_deleted: false,
         required: false,
         caveat: |_| None,
-        review: None,
+        part: |_, _, old| old.clone(),
+        validate_part: |_, _, _, _| {},
+        review: false,
         time_to_live: None,
     };
 }

@@ -1,11 +1,10 @@
-//! Ingresses and NetworkPolicies. Follows `pkg/apis/networking` of Kubernetes.
+//! Ingresses and their classes. Follows `pkg/apis/networking` of Kubernetes.
 
 use serde_json::{Value, json};
 
-use super::{Strategy, defaults};
+use super::Strategy;
 use crate::errors::FieldError;
 use crate::json::Json;
-use crate::labels;
 use crate::validate::{self, one_of};
 
 pub const INGRESS_CLASS: Strategy = Strategy {
@@ -30,38 +29,11 @@ pub const INGRESS: Strategy = Strategy {
     ..Strategy::PLAIN
 };
 
-pub const NETWORK_POLICY: Strategy = Strategy {
-    default: |policy| {
-        policy.put_default("/spec/podSelector", json!({}));
-        for direction in ["/spec/ingress", "/spec/egress"] {
-            for rule in policy.items_mut(direction).into_iter().flatten() {
-                for port in rule.items_mut("/ports").into_iter().flatten() {
-                    port.put_default("/protocol", "TCP");
-                }
-            }
-        }
-        let mut types = vec!["Ingress"];
-        if !policy.items("/spec/egress").is_empty() {
-            types.push("Egress");
-        }
-        defaults(policy, [("/spec/policyTypes", json!(types))]);
-    },
-    validate: |policy, errors| {
-        labels::validate(&policy["spec"]["podSelector"], "spec.podSelector", errors);
-        for (at, kind) in policy.items("/spec/policyTypes").iter().enumerate() {
-            let path = format!("spec.policyTypes[{at}]");
-            one_of(kind, "", path, &["Egress", "Ingress"], errors);
-        }
-    },
-    generation: true,
-    ..Strategy::PLAIN
-};
-
 fn validate_ingress(ingress: &Value, errors: &mut Vec<FieldError>) {
     if ingress.items("/spec/rules").is_empty() && !ingress.has("/spec/defaultBackend") {
         errors.push(FieldError::invalid(
             "spec",
-            ingress["spec"].clone(),
+            ingress["spec"]["rules"].clone(),
             "either `defaultBackend` or `rules` must be specified",
         ));
     }

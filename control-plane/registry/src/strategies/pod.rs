@@ -4,9 +4,9 @@
 
 use serde_json::{Value, json};
 
-use super::Strategy;
 use super::pod_defaults::{default, qos_class};
 use super::pod_validate::validate;
+use super::{Strategy, pod_parts};
 use crate::errors::{ApiError, FieldError, Result};
 use crate::json::{Json, same};
 use crate::kinds::Kind;
@@ -25,6 +25,8 @@ pub const POD: Strategy = Strategy {
     },
     validate,
     validate_update,
+    part: pod_parts::part,
+    validate_part: pod_parts::validate,
     generation: true,
     grace,
     returns_deleted: true,

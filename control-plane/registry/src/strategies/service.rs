@@ -14,7 +14,7 @@ use crate::json::{Json, same};
 use crate::validate;
 
 pub const SERVICE: Strategy = Strategy {
-    name: validate::label_1035,
+    name: validate::label,
     default,
     prepare_create: |service| service.put("/status", json!({"loadBalancer": {}})),
     prepare_update,
@@ -72,6 +72,13 @@ pub(super) fn has_node_ports(service: &Value) -> bool {
     }
 }
 
+/// Whether load balancers ask on a port of its own which nodes have endpoints
+/// (<https://kubernetes.io/docs/reference/networking/virtual-ips/#external-traffic-policy>).
+pub(super) fn has_health_check(service: &Value) -> bool {
+    service.text("/spec/type") == "LoadBalancer"
+        && service.text("/spec/externalTrafficPolicy") == "Local"
+}
+
 pub(super) fn is_headless(service: &Value) -> bool {
     service.text("/spec/clusterIP") == "None"
 }
@@ -125,6 +132,13 @@ fn prepare_update(new: &mut Value, old: &Value) {
         if new.text(policy) == old.text(policy) && new.items("/spec/externalIPs").is_empty() {
             new.take_at(policy);
         }
+    }
+    let health = "/spec/healthCheckNodePort";
+    if has_health_check(old) && new.integer(health).unwrap_or(0) == 0 {
+        keep(new, old, health);
+    }
+    if !has_health_check(new) && new.pointer(health) == old.pointer(health) {
+        new.take_at(health);
     }
     let lb = |service: &Value| service.text("/spec/type") == "LoadBalancer";
     let node_ports = "/spec/allocateLoadBalancerNodePorts";
@@ -195,6 +209,11 @@ fn claim(
     if has_node_ports(new) {
         node_ports(claims, new, &mut wanted)?;
     }
+    if has_health_check(new) {
+        let asked = new.integer("/spec/healthCheckNodePort").unwrap_or(0);
+        let number = node_port(claims, "spec.healthCheckNodePort", asked, &mut wanted)?;
+        new.put("/spec/healthCheckNodePort", number);
+    }
     let give_back = before
         .iter()
         .filter(|key| wanted.iter().all(|(k, _)| k != *key))
@@ -225,7 +244,10 @@ fn held(service: &Value) -> Vec<String> {
         .map(allocate::ip_key)
         .collect();
     let ports = service.items("/spec/ports").iter();
-    for port in ports.filter_map(|p| u16::try_from(p.integer("/nodePort")?).ok()) {
+    let ports = ports
+        .filter_map(|port| port.integer("/nodePort"))
+        .chain(service.integer("/spec/healthCheckNodePort"));
+    for port in ports.filter_map(|port| u16::try_from(port).ok()) {
         let key = allocate::port_key(port);
         if port != 0 && !keys.contains(&key) {
             keys.push(key);
@@ -317,11 +339,8 @@ fn cluster_ips(
             Some(&ip) => {
                 let range = claims.service_cidr(family).filter(|c| c.contains(ip));
                 if range.is_none() {
-                    let range = claims
-                        .service_cidr(family)
-                        .map_or_else(String::new, ToString::to_string);
                     return Err(vec![refuse(format!(
-                        "failed to allocate IP {ip}: the provided IP ({ip}) is not in the valid range. The range of valid IPs is {range}"
+                        "failed to allocate IP {ip}: the provided network does not match the current range"
                     ))]);
                 }
                 let taken = format!("failed to allocate IP {ip}: provided IP is already allocated");
@@ -351,44 +370,54 @@ fn node_ports(
     service: &mut Value,
     wanted: &mut Vec<(String, Option<FieldError>)>,
 ) -> Result<(), Vec<FieldError>> {
-    let range = claims.node_ports();
     // The same number for two protocols of one Service is one allocation.
     let ports = service.items_mut("/spec/ports").into_iter().flatten();
     for (at, port) in ports.enumerate() {
         let field = format!("spec.ports[{at}].nodePort");
         let asked = port.integer("/nodePort").unwrap_or(0);
-        let (number, refusal) = if asked == 0 {
-            // A guess must not meet another guess of this same Service.
-            let free = (0..64)
-                .filter_map(|_| claims.free_port())
-                .find(|p| wanted.iter().all(|(k, _)| *k != allocate::port_key(*p)));
-            let Some(number) = free else {
-                let why = "failed to allocate a nodePort: range is full";
-                return Err(vec![FieldError::invalid(field, 0, why)]);
-            };
-            (number, None)
-        } else {
-            match u16::try_from(asked).ok().filter(|p| range.contains(p)) {
-                Some(number) => {
-                    let taken =
-                        FieldError::invalid(field, asked, "provided port is already allocated");
-                    (number, Some(taken))
-                }
-                None => {
-                    let why = format!(
-                        "provided port is not in the valid range. The range of valid ports is {}-{}",
-                        range.start(),
-                        range.end()
-                    );
-                    return Err(vec![FieldError::invalid(field, asked, why)]);
-                }
-            }
-        };
-        port["nodePort"] = number.into();
-        let key = allocate::port_key(number);
-        if wanted.iter().all(|(k, _)| *k != key) {
-            wanted.push((key, refusal));
-        }
+        port["nodePort"] = node_port(claims, &field, asked, wanted)?.into();
     }
     Ok(())
+}
+
+/// The port that is asked for, or with 0 a free one.
+fn node_port(
+    claims: &Claims,
+    field: &str,
+    asked: i64,
+    wanted: &mut Vec<(String, Option<FieldError>)>,
+) -> Result<u16, Vec<FieldError>> {
+    let range = claims.node_ports();
+    let (number, refusal) = if asked == 0 {
+        // It must not be another one of this same Service.
+        let free = claims.free_port(|port| {
+            let key = allocate::port_key(port);
+            wanted.iter().all(|(known, _)| *known != key)
+        });
+        let Some(number) = free else {
+            let why = "failed to allocate a nodePort: range is full";
+            return Err(vec![FieldError::invalid(field, 0, why)]);
+        };
+        (number, None)
+    } else {
+        match u16::try_from(asked).ok().filter(|p| range.contains(p)) {
+            Some(number) => {
+                let taken = FieldError::invalid(field, asked, "provided port is already allocated");
+                (number, Some(taken))
+            }
+            None => {
+                let why = format!(
+                    "provided port is not in the valid range. The range of valid ports is {}-{}",
+                    range.start(),
+                    range.end()
+                );
+                return Err(vec![FieldError::invalid(field, asked, why)]);
+            }
+        }
+    };
+    let key = allocate::port_key(number);
+    if wanted.iter().all(|(k, _)| *k != key) {
+        wanted.push((key, refusal));
+    }
+    Ok(number)
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::service::{has_node_ports, is_headless};
+use super::service::{has_health_check, has_node_ports, is_headless};
 use crate::errors::FieldError;
 use crate::json::Json;
 use crate::validate::{self, one_of};
@@ -68,6 +68,14 @@ pub(super) fn validate(service: &Value, errors: &mut Vec<FieldError>) {
             "may only be set for externally-accessible services",
         ));
     }
+    let health = service.integer("/spec/healthCheckNodePort").unwrap_or(0);
+    if health != 0 && !has_health_check(service) {
+        errors.push(FieldError::invalid(
+            "spec.healthCheckNodePort",
+            health,
+            "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
+        ));
+    }
     let timeout = "/spec/sessionAffinityConfig/clientIP/timeoutSeconds";
     if let Some(seconds) = service.integer(timeout)
         && !(1..=86400).contains(&seconds)
@@ -101,14 +109,7 @@ fn validate_ports(service: &Value, errors: &mut Vec<FieldError>) {
         if let Some(why) = validate::port(number) {
             errors.push(FieldError::invalid(format!("{path}.port"), number, why));
         }
-        let protocols = ["SCTP", "TCP", "UDP"];
-        one_of(
-            port,
-            "/protocol",
-            format!("{path}.protocol"),
-            &protocols,
-            errors,
-        );
+        validate::transport_protocol(port, &path, errors);
         if !pairs.insert((port.text("/protocol"), number)) {
             let mut shown = serde_json::json!({"port": number, "protocol": port["protocol"]});
             if let Some(node_port) = port.get("nodePort") {
@@ -220,6 +221,14 @@ pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Vec<FieldEr
             "spec.clusterIPs[0]",
             new["spec"]["clusterIPs"].clone(),
             "may not change once set",
+        ));
+    }
+    let health = |s: &Value| s.integer("/spec/healthCheckNodePort").unwrap_or(0);
+    if has_health_check(old) && has_health_check(new) && health(old) != health(new) {
+        errors.push(FieldError::invalid(
+            "spec.healthCheckNodePort",
+            health(new),
+            "field is immutable",
         ));
     }
     let first = |s: &Value| s.pointer("/spec/ipFamilies/0").cloned();

@@ -52,6 +52,34 @@ pub const NAMESPACE: Printer = Printer {
     ..super::PLAIN
 };
 
+pub const COMPONENT_STATUS: Printer = Printer {
+    columns: &[
+        NAME,
+        column("Status", "Whether the component is healthy."),
+        column("Message", "What it says of itself."),
+        column("Error", "Why it is not healthy."),
+    ],
+    row: |component, _| {
+        let healthy = component
+            .items("/conditions")
+            .iter()
+            .find(|condition| condition.text("/type") == "Healthy");
+        let said = |field: &str| healthy.map_or("", |condition| condition.text(field));
+        let status = match said("/status") {
+            "True" => "Healthy",
+            "False" => "Unhealthy",
+            _ => "Unknown",
+        };
+        vec![
+            name(component),
+            json!(status),
+            json!(said("/message")),
+            json!(said("/error")),
+        ]
+    },
+    ..super::PLAIN
+};
+
 pub const CONFIG_MAP: Printer = Printer {
     columns: &[NAME, count("Data", "The number of entries."), AGE],
     row: |map, now| {
@@ -84,14 +112,8 @@ pub const SECRET: Printer = Printer {
 };
 
 pub const SERVICE_ACCOUNT: Printer = Printer {
-    columns: &[NAME, count("Secrets", "The number of its secrets."), AGE],
-    row: |account, now| {
-        vec![
-            name(account),
-            json!(account.items("/secrets").len()),
-            age(account, now),
-        ]
-    },
+    columns: &[NAME, AGE],
+    row: |account, now| vec![name(account), age(account, now)],
     ..super::PLAIN
 };
 

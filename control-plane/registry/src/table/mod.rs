@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use crate::custom::Path;
 use crate::json::Json;
 
-pub use cluster::{CONFIG_MAP, EVENT, LEASE, NAMESPACE, NEW_EVENT, NODE, SECRET, SERVICE_ACCOUNT};
+pub use cluster::{
+    COMPONENT_STATUS, CONFIG_MAP, EVENT, LEASE, NAMESPACE, NEW_EVENT, NODE, SECRET, SERVICE_ACCOUNT,
+};
 pub use network::{ENDPOINT_SLICE, ENDPOINTS, SERVICE};
 pub use pod::POD;
 pub use policy::{
@@ -23,7 +25,7 @@ pub use policy::{
 };
 pub use storage::{
     ATTRIBUTES_CLASS, CSI_DRIVER, CSI_NODE, PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM,
-    STORAGE_CAPACITY, STORAGE_CLASS, VOLUME_ATTACHMENT,
+    STORAGE_CLASS, VOLUME_ATTACHMENT,
 };
 pub use workloads::{
     AUTOSCALER, AUTOSCALER_V1, CONTROLLER_REVISION, CRON_JOB, DAEMON_SET, DEPLOYMENT,

@@ -80,16 +80,16 @@ pub const PRIORITY_CLASS: Printer = Printer {
         NAME,
         count("Value", "The priority of its pods."),
         column("Global-Default", "Whether pods without a class have it."),
-        column("PreemptionPolicy", "Whether its pods push out others."),
         AGE,
+        column("PreemptionPolicy", "Whether its pods push out others."),
     ],
     row: |class, now| {
         vec![
             name(class),
             class["value"].clone(),
             json!(class.flag("/globalDefault")),
-            json!(class.text("/preemptionPolicy")),
             age(class, now),
+            json!(class.text("/preemptionPolicy")),
         ]
     },
     ..super::PLAIN
@@ -334,8 +334,8 @@ pub const NETWORK_POLICY: Printer = Printer {
 };
 
 pub const IP_ADDRESS: Printer = Printer {
-    columns: &[NAME, column("ParentRef", "Whose address it is."), AGE],
-    row: |address, now| {
+    columns: &[NAME, column("ParentRef", "Whose address it is.")],
+    row: |address, _| {
         let parent = &address["spec"]["parentRef"];
         let parts = ["group", "resource", "namespace", "name"].map(|f| parent[f].as_str());
         let parts: Vec<&str> = parts
@@ -343,7 +343,7 @@ pub const IP_ADDRESS: Printer = Printer {
             .flatten()
             .filter(|p| !p.is_empty())
             .collect();
-        vec![name(address), or_none(&parts.join("/")), age(address, now)]
+        vec![name(address), or_none(&parts.join("/"))]
     },
     ..super::PLAIN
 };

@@ -176,24 +176,6 @@ pub const CSI_NODE: Printer = Printer {
     ..super::PLAIN
 };
 
-pub const STORAGE_CAPACITY: Printer = Printer {
-    columns: &[
-        NAME,
-        column("StorageClass", "The class of the volumes."),
-        column("Capacity", "How much room there is."),
-        AGE,
-    ],
-    row: |capacity, now| {
-        vec![
-            name(capacity),
-            json!(capacity.text("/storageClassName")),
-            json!(capacity.text("/capacity")),
-            age(capacity, now),
-        ]
-    },
-    ..super::PLAIN
-};
-
 pub const VOLUME_ATTACHMENT: Printer = Printer {
     columns: &[
         NAME,

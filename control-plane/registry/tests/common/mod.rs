@@ -8,12 +8,13 @@ use control_plane_registry::{
     ApiError, DeleteOptions, Deleted, Kind, Options, PatchType, Registry, Subresource,
     WriteOptions, kinds,
 };
-use control_plane_store::{EmbeddedStore, embedded};
+use control_plane_store::{EmbeddedStore, Store, embedded};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub struct Cluster {
     pub registry: Registry,
+    pub store: Arc<dyn Store>,
     pub dir: TempDir,
 }
 
@@ -37,14 +38,22 @@ impl Cluster {
 
     pub async fn with(options: Options) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let registry = open(&dir, options).await;
-        Self { registry, dir }
+        let (registry, store) = open(&dir, options).await;
+        Self {
+            registry,
+            store,
+            dir,
+        }
     }
 
     /// Closes everything and opens the same store again.
     pub async fn restart(self, options: Options) -> Self {
-        let Self { registry, dir } = self;
-        drop(registry);
+        let Self {
+            registry,
+            store,
+            dir,
+        } = self;
+        drop((registry, store));
         // The tasks of the old registry let go of the store soon after they are ended.
         for _ in 0..200 {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -53,8 +62,12 @@ impl Cluster {
                 break;
             }
         }
-        let registry = open(&dir, options).await;
-        Self { registry, dir }
+        let (registry, store) = open(&dir, options).await;
+        Self {
+            registry,
+            store,
+            dir,
+        }
     }
 
     pub async fn create(&self, plural: &str, value: Value) -> Result<Value, ApiError> {
@@ -124,12 +137,12 @@ impl Cluster {
     }
 }
 
-async fn open(dir: &TempDir, options: Options) -> Registry {
+async fn open(dir: &TempDir, options: Options) -> (Registry, Arc<dyn Store>) {
     let path = dir.path().join("store.redb");
     let store = EmbeddedStore::open(path, embedded::Options::default()).expect("a store");
-    Registry::open(Arc::new(store), options)
-        .await
-        .expect("a registry")
+    let store: Arc<dyn Store> = Arc::new(store);
+    let registry = Registry::open(store.clone(), options);
+    (registry.await.expect("a registry"), store)
 }
 
 pub fn config_map(name: &str, data: &str) -> Value {

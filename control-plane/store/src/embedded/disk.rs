@@ -6,8 +6,10 @@
 
 use std::fs::File;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -16,6 +18,7 @@ use redb::{
 };
 
 use super::mvcc::{Change, FIRST_REVISION, Mvcc, RecordId, Version};
+use super::verify;
 use crate::error::Source;
 use crate::{Event, EventKind, Key, KeyValue, Result, Revision, StoreError};
 
@@ -26,7 +29,7 @@ const OLDEST: &str = "oldest_revision";
 const FORMAT_VERSION: u64 = 1;
 
 /// Reads come from memory, so redb only needs to keep the pages that it changes often.
-const CACHE_BYTES: usize = 16 << 20;
+pub(super) const CACHE_BYTES: usize = 16 << 20;
 /// A file this large that is less than half full is made smaller when it is opened.
 const SHRINK_FROM_BYTES: u64 = 32 << 20;
 
@@ -53,9 +56,12 @@ impl Disk {
     pub(super) fn open(path: &Path) -> Result<(Self, Mvcc)> {
         // redb answers damage with an error where it expects it, and with a panic elsewhere.
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let mut disk = Self::open_file(path)?;
-            disk.shrink(path)?;
-            let mvcc = disk.load(path)?;
+            let (mut disk, checked) = Self::open_file(path)?;
+            let (mvcc, bytes) = match checked {
+                true => disk.load(path)?,
+                false => disk.load_and_check(path)?,
+            };
+            disk.shrink(path, bytes)?;
             Ok((disk, mvcc))
         }));
         opened.unwrap_or_else(|panic| {
@@ -68,8 +74,15 @@ impl Disk {
         })
     }
 
-    fn open_file(path: &Path) -> Result<Self> {
-        let database = builder().create(path);
+    /// Also answers whether redb had to repair the file, and has checked every page of it.
+    fn open_file(path: &Path) -> Result<(Self, bool)> {
+        let repaired = Arc::new(AtomicBool::new(false));
+        let repairing = repaired.clone();
+        let mut builder = Database::builder();
+        builder
+            .set_cache_size(CACHE_BYTES)
+            .set_repair_callback(move |_| repairing.store(true, Ordering::Relaxed));
+        let database = builder.create(path);
         let database = database.map_err(|error| open_error(path, error))?;
         // Every time: whoever made the file may have been killed before this.
         sync_folder(path).map_err(|source| StoreError::Open {
@@ -78,7 +91,19 @@ impl Disk {
         })?;
         let disk = Self { database };
         disk.check_format(path)?;
-        Ok(disk)
+        Ok((disk, repaired.load(Ordering::Relaxed)))
+    }
+
+    /// Reads the file while a thread of its own checks it: either takes a good part of what a start does.
+    fn load_and_check(&self, path: &Path) -> Result<(Mvcc, u64)> {
+        std::thread::scope(|scope| {
+            let check = scope.spawn(|| verify::every_page(path));
+            let loaded = self.load(path);
+            let checked = check.join().unwrap_or_else(|panic| resume_unwind(panic));
+            // Damage is why anything else went wrong.
+            checked.map_err(|error| open_error(path, error))?;
+            loaded
+        })
     }
 
     /// Makes a file that holds these versions, at `revision` and with no history before.
@@ -87,7 +112,7 @@ impl Disk {
         records: &[(RecordId, &KeyValue)],
         revision: Revision,
     ) -> Result<()> {
-        let disk = Self::open_file(path)?;
+        let (disk, _) = Self::open_file(path)?;
         let filled = disk.append(records, revision);
         filled.map_err(|error| storage_error(path, error))
     }
@@ -155,11 +180,12 @@ impl Disk {
         Ok(())
     }
 
-    /// Gives space back to the file system when most of the file is free.
-    fn shrink(&mut self, path: &Path) -> Result<()> {
+    /// Gives space back to the file system when most of the file is free; its records have so many bytes.
+    fn shrink(&mut self, path: &Path, bytes: u64) -> Result<()> {
         let fault = |error: redb::Error| storage_error(path, error);
         let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-        if size < SHRINK_FROM_BYTES {
+        // To count the pages costs a walk over all of them: not where the records alone are half of the file.
+        if size < SHRINK_FROM_BYTES || bytes * 2 > size {
             return Ok(());
         }
         let write = self.database.begin_write().map_err(|e| fault(e.into()))?;
@@ -174,7 +200,8 @@ impl Disk {
         Ok(())
     }
 
-    fn load(&self, path: &Path) -> Result<Mvcc> {
+    /// The history of the file, and how many bytes its records have.
+    fn load(&self, path: &Path) -> Result<(Mvcc, u64)> {
         let fault = |error: redb::Error| storage_error(path, error);
         let read = self.database.begin_read().map_err(|e| fault(e.into()))?;
         let meta = read.open_table(META).map_err(|e| fault(e.into()))?;
@@ -185,10 +212,12 @@ impl Disk {
             .ok_or_else(|| corrupted(path, "it does not say where its history begins"))?;
 
         let mut loader = Loader::new(oldest);
+        let mut bytes = 0;
         let log = read.open_table(LOG).map_err(|e| fault(e.into()))?;
         for entry in log.iter().map_err(|e| fault(e.into()))? {
             let (id, record) = entry.map_err(|e| fault(e.into()))?;
             let (revision, index) = id.value();
+            bytes += record.value().len() as u64;
             let record = Record::decode(record.value()).ok_or_else(|| {
                 corrupted(path, format!("record {revision}/{index} is malformed"))
             })?;
@@ -196,7 +225,7 @@ impl Disk {
                 .take(revision, index, record)
                 .map_err(|reason| corrupted(path, reason))?;
         }
-        Ok(loader.finish())
+        Ok((loader.finish(), bytes))
     }
 
     /// Makes the changes durable, and removes what the compaction no longer needs, in one transaction.
@@ -344,14 +373,6 @@ fn encode(key: &Key, kv: Option<&KeyValue>, buffer: &mut Vec<u8>) {
     buffer.extend(key_length.to_le_bytes());
     buffer.extend(key.as_bytes());
     buffer.extend(kv.map_or(&[][..], |kv| &kv.value));
-}
-
-fn builder() -> redb::Builder {
-    let mut builder = Database::builder();
-    builder
-        .set_cache_size(CACHE_BYTES)
-        .set_check_integrity_on_open(true);
-    builder
 }
 
 /// A new file survives a power cut only once its folder is synced too.

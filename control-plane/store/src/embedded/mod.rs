@@ -6,6 +6,7 @@
 mod create;
 mod disk;
 mod mvcc;
+mod verify;
 mod watcher;
 mod writer;
 
@@ -115,7 +116,6 @@ impl EmbeddedStore {
             path = %path.display(),
             revision = mvcc.revision(),
             oldest_revision = mvcc.oldest(),
-            keys = mvcc.key_count(),
             elapsed_ms = begun.elapsed().as_millis(),
             "store opened"
         );

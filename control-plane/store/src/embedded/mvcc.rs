@@ -95,13 +95,6 @@ impl Mvcc {
         self.oldest
     }
 
-    pub(super) fn key_count(&self) -> usize {
-        self.keys
-            .values()
-            .filter(|versions| versions.back().is_some_and(|last| last.value.is_some()))
-            .count()
-    }
-
     pub(super) fn get(&self, key: &str) -> Option<KeyValue> {
         let (key, versions) = self.keys.get_key_value(key)?;
         versions.back()?.key_value(key)
@@ -190,7 +183,13 @@ impl Mvcc {
 
     /// Takes in a version from before the retained history.
     pub(super) fn load(&mut self, key: Key, version: Version) {
-        self.keys.entry(key).or_default().push_back(version);
+        self.versions(key).push_back(version);
+    }
+
+    /// The versions of a key, with room for one: most keys have no more, and a whole growth would be four.
+    fn versions(&mut self, key: Key) -> &mut VecDeque<Version> {
+        let one = || VecDeque::with_capacity(1);
+        self.keys.entry(key).or_insert_with(one)
     }
 
     /// Takes in the next revision's changes.
@@ -208,10 +207,7 @@ impl Mvcc {
                 version: event.kv.as_ref().map_or(0, |kv| kv.version),
                 value,
             };
-            self.keys
-                .entry(event.key.clone())
-                .or_default()
-                .push_back(version);
+            self.versions(event.key.clone()).push_back(version);
         }
         self.history_bytes += bytes;
         self.history.push_back(Retained {

@@ -120,11 +120,11 @@ impl StorageBackend for FailingDisk {
 
 fn open(disk: &FailingDisk) -> Result<(Disk, Mvcc)> {
     let path = Path::new("failing disk");
-    let database = builder().create_with_backend(disk.clone());
+    let database = Database::builder().create_with_backend(disk.clone());
     let database = database.map_err(|error| open_error(path, error))?;
     let opened = Disk { database };
     opened.check_format(path)?;
-    let mvcc = opened.load(path)?;
+    let (mvcc, _) = opened.load(path)?;
     Ok((opened, mvcc))
 }
 

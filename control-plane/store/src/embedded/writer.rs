@@ -1,7 +1,9 @@
 //! The one thread that writes: takes the transactions that wait, decides them in order, and commits them together.
 //!
 //! Whoever waits while an `fsync` runs is in the next batch, so the throughput grows with the number of writers
-//! and a lone writer waits for nobody.
+//! and a lone writer waits for nobody. Those who were just answered may come back before the others are worth a commit
+//! of their own, so the next one waits a little for them: otherwise writers fall into two halves, each of which waits
+//! for a whole commit of the other.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,6 +27,8 @@ const MAX_BATCH_BYTES: usize = 8 << 20;
 const COMPACT_STEP: usize = 2_000;
 /// Idle compaction runs at most this often.
 const COMPACT_PAUSE: Duration = Duration::from_secs(10);
+/// For those who were just answered the next commit waits this part of what the last one took.
+const WAIT_PART: u32 = 4;
 const SLOW_COMMIT: Duration = Duration::from_millis(500);
 
 pub(super) enum Request {
@@ -45,6 +49,14 @@ pub(super) struct Writer {
     published: watch::Sender<Revision>,
     /// Why the disk takes no more writes: after a failed commit its state is unknown.
     failed: Option<Failed>,
+    last: LastCommit,
+}
+
+/// The last commit, as far as the next one asks.
+struct LastCommit {
+    answered: usize,
+    ended: Instant,
+    took: Duration,
 }
 
 /// Why a commit failed.
@@ -74,6 +86,8 @@ struct Decided {
 struct Gathered {
     txns: Vec<Txn>,
     replies: Vec<Reply>,
+    /// Of the operations.
+    bytes: usize,
     compact: Option<(Revision, oneshot::Sender<Result<()>>)>,
 }
 
@@ -92,19 +106,35 @@ impl Writer {
             retention,
             published,
             failed: None,
+            last: LastCommit {
+                answered: 0,
+                ended: Instant::now(),
+                took: Duration::ZERO,
+            },
         }
     }
 
     /// Serves until every sender of requests is gone.
     pub(super) fn run(mut self, inbox: &Receiver<Request>) {
         loop {
-            let first = match self.wait(inbox) {
-                Ok(request) => Some(request),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => break,
+            // What came during the last commit is of others than those whom it answered.
+            let others = inbox.try_recv().ok();
+            let expected = self.last.answered;
+            let gathered = match others {
+                Some(first) => self.last.gather(first, inbox, |waiting| waiting + expected),
+                None => match self.wait(inbox) {
+                    Ok(first) => self.last.gather(first, inbox, |_| expected),
+                    Err(RecvTimeoutError::Timeout) => Gathered::default(),
+                    Err(RecvTimeoutError::Disconnected) => break,
+                },
             };
-            let gathered = gather(first, inbox);
+            let (answered, begun) = (gathered.txns.len(), Instant::now());
             self.commit(gathered.txns, gathered.replies);
+            self.last = LastCommit {
+                answered,
+                ended: Instant::now(),
+                took: begun.elapsed(),
+            };
             if let Some((revision, reply)) = gathered.compact {
                 // The asker may have gone; the compaction is done all the same.
                 let _ = reply.send(self.compact(revision));
@@ -251,29 +281,54 @@ impl Writer {
     }
 }
 
-/// Takes what waits, up to the size of a batch; a compaction ends it.
-fn gather(first: Option<Request>, inbox: &Receiver<Request>) -> Gathered {
-    let mut gathered = Gathered::default();
-    let mut bytes = 0;
-    let mut next = first;
-    while let Some(request) = next {
-        match request {
-            Request::Txn { txn, reply } => {
-                bytes += txn.then.iter().map(Op::size).sum::<usize>();
-                gathered.txns.push(txn);
-                gathered.replies.push(reply);
+impl LastCommit {
+    /// Takes what waits, and waits a little until so many are there as `expect` makes of their number; a compaction
+    /// ends it.
+    fn gather(
+        &self,
+        first: Request,
+        inbox: &Receiver<Request>,
+        expect: impl Fn(usize) -> usize,
+    ) -> Gathered {
+        let mut gathered = Gathered::default();
+        let mut next = Some(first);
+        while let Some(request) = next {
+            if gathered.take(request) {
+                return gathered;
             }
-            Request::Compact { revision, reply } => {
-                gathered.compact = Some((revision, reply));
+            next = inbox.try_recv().ok();
+        }
+        let expected = expect(gathered.txns.len());
+        let until = self.ended + self.took / WAIT_PART;
+        while !gathered.txns.is_empty() && gathered.txns.len() < expected {
+            let left = until.saturating_duration_since(Instant::now());
+            let Ok(request) = inbox.recv_timeout(left) else {
+                break;
+            };
+            if gathered.take(request) {
                 break;
             }
         }
-        if gathered.txns.len() >= MAX_BATCH_TXNS || bytes >= MAX_BATCH_BYTES {
-            break;
-        }
-        next = inbox.try_recv().ok();
+        gathered
     }
-    gathered
+}
+
+impl Gathered {
+    /// Whether nothing more goes with it.
+    fn take(&mut self, request: Request) -> bool {
+        match request {
+            Request::Txn { txn, reply } => {
+                self.bytes += txn.then.iter().map(Op::size).sum::<usize>();
+                self.txns.push(txn);
+                self.replies.push(reply);
+                self.txns.len() >= MAX_BATCH_TXNS || self.bytes >= MAX_BATCH_BYTES
+            }
+            Request::Compact { revision, reply } => {
+                self.compact = Some((revision, reply));
+                true
+            }
+        }
+    }
 }
 
 impl Batch<'_> {

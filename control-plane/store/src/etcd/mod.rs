@@ -15,6 +15,7 @@
 
 mod convert;
 mod fault;
+mod latest;
 mod members;
 mod requests;
 mod watcher;
@@ -27,11 +28,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+use futures::{StreamExt, TryStreamExt};
 use tokio::task::AbortHandle;
 
 use crate::{
-    GetResponse, KeyRange, RangeResponse, Result, Revision, Store, StoreError, Txn, TxnResponse,
-    WatchStream,
+    GetResponse, KeyRange, PartStream, RangeResponse, Result, Revision, Store, StoreError, Txn,
+    TxnResponse, WatchStream,
 };
 use requests::Requests;
 use watcher::Watcher;
@@ -156,6 +158,11 @@ impl Store for EtcdStore {
         revision: Option<Revision>,
     ) -> Result<RangeResponse> {
         self.requests.range(range, limit, revision).await
+    }
+
+    fn parts(&self, range: KeyRange, revision: Revision) -> PartStream<'_> {
+        let pages = self.requests.pages(range, 0, Some(revision));
+        pages.map_ok(|page| page.kvs).boxed()
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnResponse> {

@@ -1,22 +1,30 @@
 //! The store's reads and writes as requests to etcd.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Client, GetOptions, WatchOptions, WatchStream};
+use futures::{Stream, TryStreamExt, stream};
 use tokio::time::timeout;
 
 use super::Options;
 use super::convert;
 use super::fault::{Fault, FaultKind};
+use super::latest::Latest;
 use super::members::Members;
 use crate::{
     GetResponse, KeyRange, KeyValue, Op, RangeResponse, Result, Revision, StoreError, Txn,
     TxnResponse,
 };
 
-/// An answer has at most so many keys; a longer range is read in parts, all of one revision.
-const PAGE: usize = 2_000;
+/// A long range is read in parts, all of one revision. The first has at most so many keys, and no part is asked for fewer.
+const PAGE_MIN: usize = 500;
+/// By what the keys so far came to, a part is asked for about so many bytes: each costs etcd a walk over all the keys
+/// that are left.
+const PAGE_BYTES: usize = 16 << 20;
+/// However small they are.
+const PAGE_MAX: usize = 20_000;
 /// How long a member takes to say that a watch is made, or that its past is compacted.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -26,7 +34,40 @@ pub(super) struct Requests {
     pub members: Members,
     /// History before this revision is known to be gone.
     oldest: AtomicU64,
+    latest: Latest,
     max_entry_bytes: usize,
+}
+
+/// How far a range has been read.
+#[derive(Debug)]
+struct Place {
+    rest: KeyRange,
+    /// Keys that are still wanted.
+    left: usize,
+    /// Keys that the next part may have.
+    page: usize,
+    /// The revision of all parts: `None` until the first has said which is the present.
+    at: Option<Revision>,
+}
+
+impl Place {
+    /// The place behind a part; `None` when it was the last.
+    fn behind(mut self, part: &RangeResponse) -> Option<Self> {
+        let last = part.kvs.last().filter(|_| part.more)?;
+        self.left = self.left.checked_sub(part.kvs.len())?;
+        if self.left == 0 {
+            return None;
+        }
+        self.rest = self.rest.after(&last.key);
+        let bytes: usize = part
+            .kvs
+            .iter()
+            .map(|kv| kv.key.len() + kv.value.len())
+            .sum();
+        self.page = (PAGE_BYTES * part.kvs.len() / bytes.max(1)).clamp(PAGE_MIN, PAGE_MAX);
+        self.at = Some(part.revision);
+        Some(self)
+    }
 }
 
 impl Requests {
@@ -35,6 +76,7 @@ impl Requests {
         Self {
             members: Members::new(&options.servers, connect, options.patience),
             oldest: AtomicU64::new(1),
+            latest: Latest::default(),
             max_entry_bytes: options.max_entry_bytes,
         }
     }
@@ -63,10 +105,13 @@ impl Requests {
 
     /// The revision of the last change, as a majority of the members knows it.
     pub(super) async fn revision(&self) -> Result<Revision> {
-        let options = GetOptions::new().with_count_only();
-        let answer = self.ask(convert::FIRST_KEY, options).await;
-        let answer = answer.map_err(|fault| self.read_error(fault))?;
-        Ok(convert::answered_at(answer.header()))
+        let ask = || async {
+            let options = GetOptions::new().with_count_only();
+            let answer = self.ask(convert::FIRST_KEY, options).await;
+            let answer = answer.map_err(|fault| self.read_error(fault))?;
+            Ok(convert::answered_at(answer.header()))
+        };
+        self.latest.get(ask).await
     }
 
     pub(super) async fn range(
@@ -75,36 +120,40 @@ impl Requests {
         limit: usize,
         at: Option<Revision>,
     ) -> Result<RangeResponse> {
-        if let Some(at) = at {
-            self.check_known(at)?;
+        let mut pages = pin!(self.pages(range, limit, at));
+        let mut whole = pages.try_next().await?.ok_or(StoreError::Closed)?;
+        while let Some(mut page) = pages.try_next().await? {
+            whole.kvs.append(&mut page.kvs);
+            whole.more = page.more;
         }
-        let mut asked = at;
-        let mut rest = range;
-        let mut whole: Option<RangeResponse> = None;
-        loop {
-            let have = whole.as_ref().map_or(0, |whole| whole.kvs.len());
-            let page = match limit {
-                0 => PAGE,
-                limit => PAGE.min(limit - have),
+        Ok(whole)
+    }
+
+    /// The answers that together are that of [`Self::range`]; there is always one.
+    pub(super) fn pages(
+        &self,
+        range: KeyRange,
+        limit: usize,
+        at: Option<Revision>,
+    ) -> impl Stream<Item = Result<RangeResponse>> {
+        let first = Place {
+            rest: range,
+            left: if limit == 0 { usize::MAX } else { limit },
+            page: PAGE_MIN,
+            at,
+        };
+        stream::try_unfold(Some(first), async |place| {
+            let Some(place) = place else {
+                return Ok(None);
             };
-            let mut part = self.page(&rest, page, asked).await?;
-            asked = Some(part.revision);
-            let all = match &mut whole {
-                None => whole.insert(part),
-                Some(all) => {
-                    all.kvs.append(&mut part.kvs);
-                    all.more = part.more;
-                    all
-                }
-            };
-            match all.kvs.last() {
-                Some(last) if all.more && (limit == 0 || all.kvs.len() < limit) => {
-                    rest = rest.after(&last.key.clone());
-                }
-                _ => break,
+            if let Some(at) = place.at {
+                self.check_known(at)?;
             }
-        }
-        whole.ok_or(StoreError::Closed)
+            let limit = place.page.min(place.left);
+            let page = self.page(&place.rest, limit, place.at).await?;
+            let next = place.behind(&page);
+            Ok(Some((page, next)))
+        })
     }
 
     async fn page(

@@ -18,6 +18,8 @@ in_both_families! {
     a_wrong_vxlan_header_is_dropped_and_never_passed
     too_long_a_packet_is_answered_with_the_mtu
     the_answer_quotes_what_the_sender_sent
+    a_client_outside_is_answered_too
+    an_answer_too_long_for_the_way_out_is_answered_by_the_overlay
     the_longest_packet_that_fits_passes
     segments_count_and_not_the_whole
     a_packet_too_long_for_the_outer_header_is_dropped
@@ -154,6 +156,54 @@ where
         sent.ip_bytes()[..A::HEADER_LEN + 20]
     );
     assert_checksums::<A>(&wire.bytes);
+}
+
+fn a_client_outside_is_answered_too<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let scene = Scene::<A>::with_backends(&[(A::pod(2, 9), 8080)]);
+    let (client, node_port) = ((A::outside(9), 45000), (A::node(1), Scene::<A>::NODE_PORT));
+    let too_big = if A::LEN == 4 { [3, 4] } else { [2, 0] };
+    let mut syn = Frame::tcp(client, node_port, Tcp::SYN);
+    syn.transport.extend([1; 1500]);
+    let datagram = Frame::udp_with(client, node_port, &[7; 1440]);
+    // The second packet meets the connection of the first.
+    for sent in [&syn, &datagram, &datagram] {
+        let mut wire = sent.wire();
+        assert_eq!(scene.network_sends(&mut wire), Verdict::Reflect);
+        assert_checksums::<A>(&wire.bytes);
+        assert_eq!(A::read(&wire.bytes, 14 + A::SRC_AT), A::node(1));
+        assert_eq!(A::read(&wire.bytes, 14 + A::DST_AT), client.0);
+        let icmp = &wire.bytes[14 + A::HEADER_LEN..];
+        let mtu = Scene::<A>::OVERLAY_MTU.to_be_bytes();
+        assert_eq!((&icmp[..2], &icmp[4..8]), (&too_big[..], &mtu[..]));
+        assert_eq!(icmp[8..], sent.ip_bytes()[..A::HEADER_LEN + 20]);
+    }
+}
+
+fn an_answer_too_long_for_the_way_out_is_answered_by_the_overlay<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let mut scene = Scene::<A>::with_backends(&[(A::pod(2, 9), 8080)]);
+    let (client, node_port) = ((A::outside(9), 45000), (A::node(1), Scene::<A>::NODE_PORT));
+    let mut wire = Frame::udp(client, node_port).wire();
+    let verdict = scene.network_sends(&mut wire);
+    assert_eq!(verdict, Verdict::ToNetwork { next_hop_peer: 0 });
+    let port_at = 64 + A::HEADER_LEN;
+    let port = u16::from_be_bytes([wire.bytes[port_at], wire.bytes[port_at + 1]]);
+    scene.node.config.as_mut().expect("set").uplink_mtu = 1300;
+    let answer = Frame::udp_with((A::pod(2, 9), 8080), (A::pod(1, 0), port), &[7; 1350]);
+    let mut wire = scene.overlay(2, &answer);
+    let verdict = scene.network_sends(&mut wire);
+    assert_eq!(verdict, Verdict::ToNetwork { next_hop_peer: 0 });
+    let inner = &wire.bytes[64..];
+    assert_eq!(A::read(inner, A::SRC_AT), A::pod(1, 0));
+    assert_eq!(A::read(inner, A::DST_AT), A::pod(2, 9));
+    let icmp = &inner[A::HEADER_LEN..];
+    assert_eq!(icmp[4..8], 1300_u32.to_be_bytes());
+    assert_eq!(icmp[8..], answer.ip_bytes()[..A::HEADER_LEN + 20]);
 }
 
 fn the_longest_packet_that_fits_passes<A: TestFamily>()

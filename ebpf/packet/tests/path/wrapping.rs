@@ -1,10 +1,11 @@
 //! Every way in which the overlay lays a packet on the wire: VXLAN and bare UDP, over IPv4 and IPv6.
 
 use ebpf_abi::{Addr4, Addr6, DropReason, Family, Peer, config_flag, peer_mode};
-use ebpf_packet::{Ip, Verdict};
+use ebpf_packet::{Ip, Verdict, from_vxlan};
 
 use crate::support::{
-    Frame, Has, Scene, Tcp, TestFamily, TestNode, Wire, in_both_families, internet_checksum,
+    Frame, Has, Scene, Tcp, TestFamily, TestNode, Wire, assert_checksums, in_both_families,
+    internet_checksum,
 };
 
 in_both_families! {
@@ -14,6 +15,9 @@ in_both_families! {
     congestion_of_the_underlay_reaches_the_receiver
     a_packet_cut_short_is_dropped
     what_is_no_ip_packet_is_dropped
+    an_outer_checksum_is_right_whatever_is_inside
+    what_has_no_checksum_from_headers_goes_by_the_device
+    everything_goes_by_the_device_of_such_a_peer
 }
 
 const ECT: u8 = 2;
@@ -35,6 +39,7 @@ struct Wrapping {
 }
 
 const PORT: u16 = 8472;
+const DEVICE: u32 = 77;
 
 impl Wrapping {
     const ALL: [Self; 4] = [
@@ -65,6 +70,19 @@ impl Wrapping {
             header.extend(ethertype);
         }
         header
+    }
+
+    /// What the outer checksum starts from: see [`Peer::checksum_sum`].
+    fn checksum_sum(self, peer: &Peer) -> u32 {
+        let header = &peer.header[..peer.header_len.into()];
+        let ip_len = self.udp_at() - 14;
+        let addresses = match self.underlay {
+            Family::V4 => &header[12..20],
+            Family::V6 => &header[8..40],
+        };
+        let words = addresses.chunks(2).chain(header[ip_len..].chunks(2));
+        let words = words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+        words.sum::<u32>() + 17
     }
 
     fn peer(self, node: u8) -> Peer {
@@ -120,6 +138,30 @@ where
             }
             Self { scene, wrapping }
         })
+    }
+
+    /// By VXLAN, with the kernel's device at hand and an outer checksum, or without.
+    fn by_vxlan(checksum: bool) -> impl Iterator<Item = Self> {
+        let vxlan = Self::all().filter(|overlay| !overlay.wrapping.bare);
+        vxlan.map(move |mut overlay| {
+            let peer = overlay.scene.node.peers.get_mut(&2).expect("inserted");
+            peer.device_ifindex = DEVICE;
+            if checksum {
+                peer.checksum_sum = overlay.wrapping.checksum_sum(peer);
+            } else {
+                peer.mode = peer_mode::DEVICE;
+            }
+            overlay
+        })
+    }
+
+    #[track_caller]
+    fn assert_goes_by_the_device(&self, wire: &mut Wire, sent: &Frame<A>) {
+        let verdict = self.scene.pod_sends(wire);
+        assert_eq!(verdict, Verdict::ToDevice { ifindex: DEVICE });
+        let mut expected = sent.clone().ttl(63).bytes();
+        expected[..12].copy_from_slice(&[2, 0x56, 0, 0, 0, 2, 2, 0x56, 0, 0, 0, 1]);
+        assert_eq!(wire.bytes, expected);
     }
 
     /// The outer packet that carries this inner one.
@@ -273,5 +315,112 @@ where
             let verdict = overlay.scene.network_sends(&mut wire);
             assert_eq!(verdict, Verdict::Drop(reason));
         }
+    }
+}
+
+fn an_outer_checksum_is_right_whatever_is_inside<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    for overlay in Overlay::<A>::by_vxlan(true) {
+        let (from, to) = (A::pod(1, 2), A::pod(2, 3));
+        for len in (0..64).chain([1300]) {
+            let payload = vec![len as u8 | 1; len];
+            let mut with_payload = Frame::tcp((from, 1), (to, 2), Tcp::ACK);
+            with_payload.transport.extend(&payload);
+            for sent in [
+                with_payload,
+                Frame::udp_with((from, 1), (to, 2), &payload).ecn(CONGESTED),
+                Frame::echo(from, to, true, 7).ttl(9),
+            ] {
+                let mut wire = sent.wire();
+                let verdict = overlay.scene.pod_sends(&mut wire);
+                assert_eq!(verdict, Verdict::ToNetwork { next_hop_peer: 0 });
+                match overlay.wrapping.underlay {
+                    Family::V4 => assert_checksums::<Addr4>(&with_ethertype::<Addr4>(&wire)),
+                    Family::V6 => assert_checksums::<Addr6>(&with_ethertype::<Addr6>(&wire)),
+                }
+                let check = overlay.wrapping.udp_at() + 6;
+                assert_ne!(wire.bytes[check..check + 2], [0, 0], "there is one");
+            }
+        }
+        // Through a service the inner packet has other addresses and ports than were sent.
+        let mut scene = overlay.scene;
+        scene.set_backends(1, &[(to, 8080)]);
+        let mut wire = Frame::tcp((from, 5), (A::service(1), 80), Tcp::SYN).wire();
+        assert!(matches!(
+            scene.pod_sends(&mut wire),
+            Verdict::ToNetwork { .. }
+        ));
+        match overlay.wrapping.underlay {
+            Family::V4 => assert_checksums::<Addr4>(&wire.bytes),
+            Family::V6 => assert_checksums::<Addr6>(&wire.bytes),
+        }
+    }
+}
+
+/// The frame with the outer EtherType, which the kernel writes.
+fn with_ethertype<U: TestFamily>(wire: &Wire) -> Vec<u8> {
+    let mut bytes = wire.bytes.clone();
+    bytes[12..14].copy_from_slice(&U::ETHERTYPE.to_ne_bytes());
+    bytes
+}
+
+fn what_has_no_checksum_from_headers_goes_by_the_device<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    for overlay in Overlay::<A>::by_vxlan(true) {
+        let (from, to) = (A::pod(1, 2), A::pod(2, 3));
+        let sctp = Frame::sctp((from, 1), (to, 2));
+        overlay.assert_goes_by_the_device(&mut sctp.wire(), &sctp);
+        let unknown = Frame::new(from, to, 99, vec![7; 21]);
+        overlay.assert_goes_by_the_device(&mut unknown.wire(), &unknown);
+        // To be cut by a device.
+        let sent = Frame::tcp((from, 1), (to, 2), Tcp::ACK);
+        let mut wire = sent.wire();
+        wire.segment = 10;
+        overlay.assert_goes_by_the_device(&mut wire, &sent);
+        // A fragment's checksum is of the whole; a datagram without checksum tells nothing; nor do bytes behind the end.
+        let datagram = Frame::udp_with((from, 1), (to, 2), &[7; 100]);
+        let mut bare = datagram.wire();
+        let check = 14 + A::HEADER_LEN + 6;
+        bare.bytes[check..check + 2].fill(0);
+        let mut padded = datagram.wire();
+        padded.bytes.extend([1, 2]);
+        let [first, later] = crate::fragments::fragments(&datagram);
+        for mut wire in [first, later, bare, padded] {
+            let verdict = overlay.scene.pod_sends(&mut wire);
+            assert_eq!(verdict, Verdict::ToDevice { ifindex: DEVICE });
+        }
+    }
+}
+
+fn everything_goes_by_the_device_of_such_a_peer<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    for overlay in Overlay::<A>::by_vxlan(false) {
+        for sent in [
+            Frame::tcp((A::pod(1, 2), 1), (A::pod(2, 3), 2), Tcp::ACK),
+            Frame::udp((A::pod(1, 2), 1), (A::pod(2, 3), 2)),
+        ] {
+            overlay.assert_goes_by_the_device(&mut sent.wire(), &sent);
+        }
+        // And comes out of it, if some node has the source.
+        let scene = &overlay.scene;
+        let inner = Frame::udp((A::pod(2, 9), 1), (A::pod(1, 3), 2));
+        let mut wire = inner.wire();
+        let verdict = from_vxlan(&mut wire, &scene.node);
+        scene.assert_delivered(verdict, &wire, 3, &inner);
+        let from = |src, dst| from_vxlan(&mut Frame::udp((src, 1), (dst, 2)).wire(), &scene.node);
+        assert_eq!(
+            from(A::outside(1), A::pod(1, 3)),
+            Verdict::Drop(DropReason::OverlayUnknownPeer)
+        );
+        assert_eq!(
+            from(A::pod(2, 9), A::pod(3, 3)),
+            Verdict::Drop(DropReason::OverlayNotLocal)
+        );
     }
 }

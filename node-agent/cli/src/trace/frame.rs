@@ -177,17 +177,12 @@ impl Packet for Frame {
         Ok(())
     }
 
-    fn load_frame(&self, frame: &mut [u8]) -> Result<(), OutOfBounds> {
-        self.load(0, &mut frame[2..])
+    fn store_ethernet(&mut self, macs: [u32; 3], ethertype: u16) -> Result<(), OutOfBounds> {
+        self.store(0, macs.map(u32::to_ne_bytes).as_flattened())?;
+        self.store(12, &ethertype.to_ne_bytes())
     }
 
-    fn store_frame(&mut self, frame: &[u8]) -> Result<(), OutOfBounds> {
-        self.store(0, &frame[2..])
-    }
-
-    fn store_unbalanced(&mut self, at: u32, bytes: &[u8]) -> Result<(), OutOfBounds> {
-        self.store(at, bytes)
-    }
+    fn sum_changed(&mut self, _: u32) {}
 
     fn add_to_checksum(&mut self, at: u32, _: u32, _: ChecksumField) -> Result<(), OutOfBounds> {
         self.range(at, 2).map(|_| ())

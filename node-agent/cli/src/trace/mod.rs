@@ -235,7 +235,22 @@ fn in_words(verdict: Verdict, view: &View) -> (&'static str, Option<&'static str
             };
             ("toNetwork", None, format!("sent out of {uplink}{hop}"))
         }
+        Verdict::ToDevice { ifindex } => {
+            let by = interface(ifindex);
+            let mut peers = view.held.peers.values();
+            let text = if peers.any(|peer| peer.device_ifindex == ifindex) {
+                format!("encapsulated and sent by {by}")
+            } else {
+                format!("delivered to the pod behind {by}, at the pace of its limit")
+            };
+            ("toDevice", None, text)
+        }
         Verdict::Reflect => ("reflect", None, "answered to its sender".into()),
+        Verdict::Transmit { ifindex } => (
+            "transmit",
+            None,
+            format!("sent out of {} by the device itself", interface(ifindex)),
+        ),
     }
 }
 

@@ -10,12 +10,12 @@ use ebpf_abi::{
     Addr4, Addr6, Affinity, AffinityKey, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey,
     FragmentPorts, Frontend, FrontendKey, Peer, RangeKey, RouteKey, Service,
 };
-use ebpf_packet::{ConnState, Entry, Inserted, Ip, Node};
+use ebpf_packet::{ConnState, Entry, Inserted, Ip, Node, PeerEvent, conn_table};
 use node_agent_maps::{MapError, Maps, monotonic_now_ns};
 use node_agent_model::MapFamily;
 
 use super::story::Story;
-use crate::{conntrack, view::View};
+use crate::view::View;
 
 /// The maps, and what the code would have changed in them so far.
 #[derive(Debug)]
@@ -28,21 +28,27 @@ pub struct Reader<'a> {
     now_ns: u64,
     random: Cell<u32>,
     turns: RefCell<BTreeMap<u32, u32>>,
+    /// Kept apart from the kernel's: a trace takes no answer away from anybody, and always gets its own.
+    icmp_full_at: RefCell<BTreeMap<u32, u64>>,
     v4: Changed<Addr4>,
     v6: Changed<Addr6>,
 }
 
-/// Connections that would be inserted, or removed (`None`).
-type Changed<A> = RefCell<BTreeMap<ConnKey<A>, Option<Conn<A>>>>;
+/// By the tuples of both directions: connections that would be inserted (`true` for the answers), or removed (`None`).
+type Changed<A> = RefCell<BTreeMap<ConnKey<A>, Option<(Conn<A>, bool)>>>;
 
 /// A family whose maps can be read and whose packets can be handled.
 pub trait Family: Ip + MapFamily + node_agent_maps::MapFamily {
     fn changed<'a>(reader: &'a Reader<'_>) -> &'a Changed<Self>;
 }
 
-/// An entry as it was read.
-#[derive(Debug)]
-pub struct Read<A>(Conn<A>);
+/// A connection as it was read, and whether by the tuple of the answers.
+pub struct Read<'a, A: Family> {
+    conn: Conn<A>,
+    is_reply: bool,
+    changed: &'a Changed<A>,
+    story: &'a Story,
+}
 
 impl Family for Addr4 {
     fn changed<'a>(reader: &'a Reader<'_>) -> &'a Changed<Self> {
@@ -67,6 +73,7 @@ impl<'a> Reader<'a> {
             now_ns,
             random: Cell::new(now_ns as u32),
             turns: RefCell::default(),
+            icmp_full_at: RefCell::default(),
             v4: RefCell::default(),
             v6: RefCell::default(),
         }
@@ -91,7 +98,10 @@ impl<'a> Reader<'a> {
 }
 
 impl<A: Family> Node<A> for Reader<'_> {
-    type Entry = Read<A>;
+    type Entry<'a>
+        = Read<'a, A>
+    where
+        Self: 'a;
 
     fn config(&self) -> Option<&Config> {
         Some(&self.view.held.config)
@@ -134,6 +144,8 @@ impl<A: Family> Node<A> for Reader<'_> {
 
     fn affinity_insert(&self, _: &AffinityKey, _: &Affinity) {}
 
+    fn count_peer(&self, _: u32, _: PeerEvent, _: u32) {}
+
     fn service(&self, service_id: u32) -> Option<Service> {
         let found = self.view.held.services.get(&service_id).copied();
         self.story.service(service_id, found);
@@ -163,9 +175,9 @@ impl<A: Family> Node<A> for Reader<'_> {
         Some(backend)
     }
 
-    fn endpoint(&self, addr: &A) -> Option<Endpoint> {
-        let found = A::half(&self.view.held).endpoints.get(addr).copied();
-        if let Some(endpoint) = &found {
+    fn endpoint<'n>(&'n self, addr: &A) -> Option<&'n Endpoint> {
+        let found = A::half(&self.view.held).endpoints.get(addr);
+        if let Some(endpoint) = found {
             self.story.endpoint(*addr, endpoint);
         }
         found
@@ -187,37 +199,62 @@ impl<A: Family> Node<A> for Reader<'_> {
         self.view.held.peers.get(&peer_id)
     }
 
-    fn conn(&self, key: &ConnKey<A>) -> Option<Read<A>> {
-        if let Some(changed) = A::changed(self).borrow().get(key) {
-            return changed.map(Read);
-        }
-        let maps = <A as node_agent_maps::MapFamily>::of(self.maps);
-        let found = self.read(maps.conn.get(key));
-        self.story.connection(key, found.as_ref(), self.now_ns);
-        found.map(Read)
+    fn icmp_full_at(&self, bucket: u32) -> u64 {
+        let buckets = self.icmp_full_at.borrow();
+        buckets.get(&bucket).copied().unwrap_or_default()
     }
 
-    fn conn_insert(&self, key: &ConnKey<A>, conn: &Conn<A>) -> Inserted {
-        let maps = <A as node_agent_maps::MapFamily>::of(self.maps);
-        let there = match A::changed(self).borrow().get(key) {
+    fn set_icmp_full_at(&self, bucket: u32, at_ns: u64) {
+        self.icmp_full_at.borrow_mut().insert(bucket, at_ns);
+    }
+
+    fn conn(&self, key: &ConnKey<A>) -> Option<Read<'_, A>> {
+        let changed = A::changed(self).borrow().get(key).copied();
+        let found = changed.unwrap_or_else(|| {
+            let found = <A as node_agent_maps::MapFamily>::of(self.maps)
+                .conns
+                .get(key);
+            self.story.connection(key, found.as_ref(), self.now_ns);
+            found
+        });
+        found.map(|(conn, is_reply)| Read {
+            conn,
+            is_reply,
+            changed: A::changed(self),
+            story: &self.story,
+        })
+    }
+
+    fn conn_insert(&self, key: &ConnKey<A>, reply: &ConnKey<A>, state: &ConnState) -> Inserted {
+        let conns = &<A as node_agent_maps::MapFamily>::of(self.maps).conns;
+        let is_there = |key| match A::changed(self).borrow().get(key) {
             Some(changed) => changed.is_some(),
-            None => self.read(maps.conn.get(key)).is_some(),
+            None => conns.get(key).is_some(),
         };
-        if there {
-            self.story.taken(key);
-            return Inserted::Taken;
+        if is_there(reply) {
+            self.story.taken(reply);
+            return Inserted::ReplyTaken;
         }
-        if self.is_full::<A>() {
+        if is_there(key) {
+            return Inserted::Tracked;
+        }
+        if conns.count() >= conns.capacity() && !self.has_room::<A>() {
             return Inserted::Full;
         }
-        A::changed(self).borrow_mut().insert(*key, Some(*conn));
-        self.story.tracked(key, conn);
+        let conn = Conn {
+            last_seen_ns: state.last_seen_ns,
+            original: *key,
+            reply: *reply,
+            flags: state.flags,
+            backend_id: state.backend_id,
+            backend_epoch: state.backend_epoch,
+            ..Conn::default()
+        };
+        let mut changed = A::changed(self).borrow_mut();
+        changed.insert(*reply, Some((conn, true)));
+        changed.insert(*key, Some((conn, false)));
+        self.story.tracked(key, &reply.reversed(), state.flags);
         Inserted::Done
-    }
-
-    fn conn_remove(&self, key: &ConnKey<A>) {
-        A::changed(self).borrow_mut().insert(*key, None);
-        self.story.forgotten(key);
     }
 
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentPorts> {
@@ -229,30 +266,51 @@ impl<A: Family> Node<A> for Reader<'_> {
 }
 
 impl Reader<'_> {
-    /// Whether no connection fits any more.
-    fn is_full<A: Family>(&self) -> bool {
-        let table = &<A as node_agent_maps::MapFamily>::of(self.maps).conn;
-        let mut entries = 0;
-        let counted = table.for_each(|_, _| entries += 1);
-        self.read(counted.map(Some));
-        entries >= table.capacity()
+    /// Whether a connection would give way in a full table.
+    fn has_room<A: Family>(&self) -> bool {
+        let conns = <A as node_agent_maps::MapFamily>::of(self.maps)
+            .conns
+            .entries();
+        conns
+            .iter()
+            .any(|conn| conn_table::gives_way(&state_of(conn), self.now_ns))
     }
 }
 
-impl<A: Family> Entry<A> for Read<A> {
-    fn target(&self, key: &ConnKey<A>) -> ConnKey<A> {
-        conntrack::target(key, &self.0)
+fn state_of<A: Family>(conn: &Conn<A>) -> ConnState {
+    ConnState {
+        last_seen_ns: conn.last_seen_ns,
+        backend_id: conn.backend_id,
+        backend_epoch: conn.backend_epoch,
+        flags: conn.flags,
+        protocol: conn.original.protocol.into(),
+    }
+}
+
+impl<A: Family> Entry<A> for Read<'_, A> {
+    fn is_reply(&self) -> bool {
+        self.is_reply
+    }
+
+    fn answers(&self) -> &ConnKey<A> {
+        if self.is_reply {
+            &self.conn.original
+        } else {
+            &self.conn.reply
+        }
     }
 
     fn state(&self) -> ConnState {
-        ConnState {
-            last_seen_ns: self.0.last_seen_ns,
-            backend_id: self.0.backend_id,
-            backend_epoch: self.0.backend_epoch,
-            flags: self.0.flags,
-        }
+        state_of(&self.conn)
     }
 
     /// Nothing: this packet never passes.
     fn record(&self, _: &ConnState, _: u64, _: u32) {}
+
+    fn forget(&self) {
+        let mut changed = self.changed.borrow_mut();
+        changed.insert(self.conn.original, None);
+        changed.insert(self.conn.reply, None);
+        self.story.forgotten(&self.conn.original);
+    }
 }

@@ -9,7 +9,7 @@ use ebpf_abi::{
 use node_agent_model::MapFamily;
 use serde::Serialize;
 
-use crate::{conntrack, service::or_dash, status::interface, view::View, words};
+use crate::{service::or_dash, status::interface, view::View, words};
 
 /// The lines in the order in which they happened, each once: the code looks twice at a connection's first packet.
 #[derive(Debug, Default)]
@@ -38,14 +38,20 @@ impl Story {
         self.lines.into_inner()
     }
 
-    pub fn connection<A: MapFamily>(&self, key: &ConnKey<A>, found: Option<&Conn<A>>, now_ns: u64) {
-        let Some(conn) = found else {
+    pub fn connection<A: MapFamily>(
+        &self,
+        key: &ConnKey<A>,
+        found: Option<&(Conn<A>, bool)>,
+        now_ns: u64,
+    ) {
+        let Some((conn, is_reply)) = found else {
             return self.tell("connection", format!("no entry for {}", tuple(key)));
         };
         let idle = Duration::from_nanos(now_ns.saturating_sub(conn.last_seen_ns));
-        let direction = match conn.flags & conn_flag::REPLY {
-            0 => "",
-            _ => "an answer: ",
+        let (direction, other) = if *is_reply {
+            ("an answer: ", conn.original)
+        } else {
+            ("", conn.reply)
         };
         let backend = match conn.flags & conn_flag::SERVICE {
             0 => "masquerade".to_owned(),
@@ -59,7 +65,7 @@ impl Story {
             format!(
                 "{direction}{} is known and becomes {}; {backend}, last packet {} ago",
                 tuple(key),
-                tuple(&conntrack::target(key, conn)),
+                tuple(&other.reversed()),
                 words::duration(idle)
             ),
         );
@@ -189,17 +195,18 @@ impl Story {
         }
     }
 
-    pub fn tracked<A: MapFamily>(&self, key: &ConnKey<A>, conn: &Conn<A>) {
-        let target = tuple(&conntrack::target(key, conn));
-        let (what, nat) = match conn.flags & conn_flag::REPLY {
-            0 => ("packets", conn.flags & conn_flag::SOURCE_NAT != 0),
-            _ => ("answers", false),
+    pub fn tracked<A: MapFamily>(&self, key: &ConnKey<A>, target: &ConnKey<A>, flags: u32) {
+        let nat = match flags & conn_flag::SOURCE_NAT {
+            0 => "",
+            _ => ", by source NAT",
         };
-        let nat = if nat { ", by source NAT" } else { "" };
-        self.tell(
-            "tracking",
-            format!("{what} {} would become {target}{nat}", tuple(key)),
-        );
+        let becomes = |key: &ConnKey<A>, target: &ConnKey<A>| {
+            format!("{} would become {}", tuple(key), tuple(target))
+        };
+        let answers = becomes(&target.reversed(), &key.reversed());
+        self.tell("tracking", format!("answers {answers}"));
+        let packets = becomes(key, target);
+        self.tell("tracking", format!("packets {packets}{nat}"));
     }
 
     pub fn taken<A: MapFamily>(&self, key: &ConnKey<A>) {

@@ -17,8 +17,8 @@ use super::TestNode;
 
 /// Where the API server listens: the namespace is the test's own.
 pub const SERVER: &str = "127.0.0.1:6443";
-/// Names another binary of the control plane.
-const BINARY: &str = "FAIRLEAD_CONTROL_PLANE";
+/// Names the folder of the programs where all are built already.
+const PROGRAMS: &str = "FAIRLEAD_PROGRAMS";
 
 impl TestNode {
     pub fn import_images(&self) {
@@ -109,8 +109,8 @@ pub fn start_client(directory: &Path, role: &str) -> Child {
 }
 
 fn server_binary() -> PathBuf {
-    if let Ok(path) = std::env::var(BINARY) {
-        return path.into();
+    if let Some(folder) = std::env::var_os(PROGRAMS) {
+        return PathBuf::from(folder).join("fairlead-control-plane");
     }
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let built = Command::new(cargo)
@@ -119,7 +119,7 @@ fn server_binary() -> PathBuf {
         .unwrap();
     assert!(
         built.success(),
-        "control-plane-daemon does not build; {BINARY} can name a binary"
+        "control-plane-daemon does not build; {PROGRAMS} can name the folder of a built one"
     );
     let own = std::env::current_exe().unwrap();
     own.ancestors()

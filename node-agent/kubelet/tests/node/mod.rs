@@ -32,7 +32,7 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     unistd::Uid,
 };
-use node_agent_host::{HostDeviceSpec, Ipam, Network, PodCidr};
+use node_agent_host::{HostDeviceSpec, HostPorts, Ipam, Network, PodCidr};
 use node_agent_kubelet::{Kubelet, KubeletConfig, PodHook, PodNetwork, PodWiring};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -165,6 +165,7 @@ impl TestNode {
         let wiring = PodWiring {
             network: self.network.clone(),
             ipam: self.ipam.clone(),
+            host_ports: Arc::new(HostPorts::open(&self.path("host-ports")).unwrap()),
             mtu: Arc::new(1450.into()),
             hook: Arc::new(KernelRoutes {
                 calls: self.calls.clone(),

@@ -1,4 +1,4 @@
-//! Links: tcx by interface index and cgroup by descriptor.
+//! Links: tcx and XDP by interface index, cgroup by descriptor.
 
 use std::{
     io,
@@ -14,12 +14,14 @@ pub(crate) mod attach_type {
     pub const CGROUP_INET4_GETPEERNAME: u32 = 29;
     pub const CGROUP_INET6_GETPEERNAME: u32 = 30;
     pub const CGROUP_INET_SOCK_RELEASE: u32 = 34;
+    pub const XDP: u32 = 37;
     pub const TCX_INGRESS: u32 = 46;
     pub const TCX_EGRESS: u32 = 47;
 }
 
 /// `enum bpf_link_type`.
 const LINK_TYPE_CGROUP: u32 = 3;
+const LINK_TYPE_XDP: u32 = 6;
 const LINK_TYPE_TCX: u32 = 11;
 
 #[repr(C)]
@@ -65,6 +67,10 @@ pub(crate) enum LinkKind {
         ifindex: u32,
         attach_type: u32,
     },
+    /// The index is 0 when the interface is gone.
+    Xdp {
+        ifindex: u32,
+    },
     /// The id is 0 when the cgroup is gone.
     Cgroup {
         cgroup_id: u64,
@@ -73,17 +79,19 @@ pub(crate) enum LinkKind {
     Other,
 }
 
-/// `target` is an interface index of the calling thread's network namespace, or a cgroup's descriptor.
+/// `target` is an interface index of the calling thread's network namespace, or a cgroup's descriptor; `flags` are the
+/// hook's own.
 pub(crate) fn link_create(
     program: BorrowedFd<'_>,
     target: u32,
     attach_type: u32,
+    flags: u32,
 ) -> io::Result<OwnedFd> {
     let mut attr = LinkCreateAttr {
         prog_fd: program.as_raw_fd() as u32,
         target,
         attach_type,
-        flags: 0,
+        flags,
     };
     // SAFETY: no address in the argument; the command answers a descriptor.
     unsafe { bpf_fd(Command::LinkCreate, &mut attr) }
@@ -102,6 +110,19 @@ pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     Ok(())
 }
 
+/// Takes the link's program from its hook now. Without it the kernel does so some time after the last pin and
+/// descriptor are gone, and until then refuses another program there.
+///
+/// # Errors
+///
+/// `ENOLINK` when the hook is gone already.
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = link.as_raw_fd() as u32;
+    // SAFETY: the argument is one descriptor; no address in it.
+    unsafe { bpf(Command::LinkDetach, &mut attr)? };
+    Ok(())
+}
+
 pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut info = RawLinkInfo::default();
     // SAFETY: `RawLinkInfo` is the leading part of `struct bpf_link_info`: integers only. The union holds an address
@@ -113,6 +134,7 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
             ifindex: first,
             attach_type: second,
         },
+        LINK_TYPE_XDP => LinkKind::Xdp { ifindex: first },
         LINK_TYPE_CGROUP => {
             let mut id = [0; 8];
             id[..4].copy_from_slice(&first.to_ne_bytes());

@@ -52,6 +52,9 @@ struct CreateAttr {
     map_flags: u32,
 }
 
+/// `BPF_NOEXIST`: an update fails with EEXIST if the key is there.
+pub(crate) const NOEXIST: u64 = 1;
+
 /// What one `BPF_MAP_LOOKUP_BATCH` brought.
 pub(crate) struct Batch {
     /// Elements read.

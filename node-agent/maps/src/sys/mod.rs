@@ -5,6 +5,7 @@
 
 mod link;
 mod map;
+mod mapping;
 mod object;
 mod program;
 
@@ -13,11 +14,12 @@ use std::{
     os::fd::{FromRawFd, OwnedFd, RawFd},
 };
 
-pub(crate) use link::{LinkKind, attach_type, link_create, link_info, link_update};
+pub(crate) use link::{LinkKind, attach_type, link_create, link_detach, link_info, link_update};
 pub(crate) use map::{
-    delete_batch, delete_elem, lookup_batch, lookup_elem, map_by_id, map_create, map_info,
+    NOEXIST, delete_batch, delete_elem, lookup_batch, lookup_elem, map_by_id, map_create, map_info,
     map_memory, map_name, next_key, update_batch, update_elem,
 };
+pub(crate) use mapping::Mapping;
 pub(crate) use object::{Access, is_bpffs, kernel_release, obj_get, obj_pin, wait_readable};
 pub(crate) use program::{TestRunArgs, prog_by_id, prog_info, prog_map_ids, prog_test_run};
 
@@ -41,6 +43,7 @@ enum Command {
     MapDeleteBatch = 27,
     LinkCreate = 28,
     LinkUpdate = 29,
+    LinkDetach = 34,
 }
 
 /// Calls bpf(2).

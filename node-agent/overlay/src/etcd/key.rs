@@ -1,8 +1,33 @@
-//! Names of flannel's keys: `10.5.52.0-24`, or `10.5.52.0-24&2001:cafe:42:1::-64` for both families.
+//! Flannel's keys, `10.5.52.0-24`, or `10.5.52.0-24&2001:cafe:42:1::-64` for both families, and what they hold.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
+
+use crate::Lease;
+
+/// Why a key of etcd is no lease.
+#[derive(Debug, thiserror::Error)]
+pub enum NoLease {
+    #[error("its key names no subnet")]
+    Key,
+    #[error("its value is not a lease's: {0}")]
+    Value(#[from] serde_json::Error),
+}
+
+/// The lease that the key with the last part `holder` is, created at this revision.
+///
+/// # Errors
+///
+/// When the key names no subnet, or the value cannot be read.
+pub fn etcd_lease(holder: &str, value: &[u8], created: i64) -> Result<Lease, NoLease> {
+    Ok(Lease {
+        holder: holder.to_owned(),
+        subnets: subnets(holder).ok_or(NoLease::Key)?,
+        attributes: serde_json::from_slice(value)?,
+        since: created,
+    })
+}
 
 /// The last part of the key of a lease; `None` without an IPv4 subnet, which flannel's keys begin with.
 pub(crate) fn name(subnets: &[IpNetwork]) -> Option<String> {

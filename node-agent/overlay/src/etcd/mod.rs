@@ -4,6 +4,8 @@
 mod follow;
 mod key;
 
+pub use key::{NoLease, etcd_lease};
+
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -170,16 +172,10 @@ impl EtcdRegistry {
     fn entry(&self, pair: &KeyValue) -> Result<Entry, String> {
         let key = pair.key_str().map_err(|error| error.to_string())?;
         let holder = self.holder(key).unwrap_or_default();
-        let subnets = key::subnets(holder).ok_or("its key names no subnet")?;
-        let attributes = serde_json::from_slice(pair.value());
+        let lease = etcd_lease(holder, pair.value(), pair.create_revision());
         Ok(Entry {
             key: key.to_owned(),
-            lease: Lease {
-                holder: holder.to_owned(),
-                subnets,
-                attributes: attributes.map_err(|error| error.to_string())?,
-                since: pair.create_revision(),
-            },
+            lease: lease.map_err(|error| error.to_string())?,
             reserved: pair.lease() == 0,
         })
     }

@@ -9,7 +9,7 @@ mod trace;
 use std::{ffi::OsString, net::SocketAddr, path::Path};
 
 use ebpf_abi::{Family, ServiceName, name_policy};
-use node_agent_model::MapOp;
+use node_agent_model::{MapOp, PackedName};
 use serde_json::Value;
 use tests_testkit::{Cluster, Pod, Protocol, ServiceSpec};
 
@@ -72,7 +72,7 @@ impl Stage {
                 name_policy::CLUSTER,
                 family,
             );
-            let name = Some(name);
+            let name = Some(PackedName::from(&name));
             let op = MapOp::ServiceName { id: spec.id, name };
             cluster.nodes[0].apply(&[op]).unwrap();
         }

@@ -189,7 +189,7 @@ fn drops_maps_and_status_tell_how_the_node_is() {
         .as_array()
         .unwrap()
         .iter()
-        .find(|map| map["name"] == "conn4_v1")
+        .find(|map| map["name"] == "conn4_v2")
         .unwrap();
     assert_eq!(conn["maxEntries"], 16384);
     assert!(conn["memoryBytes"].as_u64().unwrap() > 16384 * 48);

@@ -5,14 +5,14 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
-    path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
-use tests_testkit::{Bpffs, Machine, Underlay, is_root, skip};
+use tests_testkit::{Bpffs, Machine, Underlay, is_root, program, skip};
 
 use crate::{cleanup::cleanup_args, fairlead, json};
 
@@ -66,7 +66,7 @@ impl Stage {
             machine: underlay.machine(1).unwrap(),
             bpffs: Bpffs::new().unwrap(),
             directory: tempfile::tempdir().unwrap(),
-            binary: build_agent(),
+            binary: program("node-agent-daemon", "fairlead-node-agent").unwrap(),
             _underlay: underlay,
         }
     }
@@ -166,23 +166,6 @@ impl Stage {
             text
         })
     }
-}
-
-/// Builds the agent as it is now; where its binary lies.
-fn build_agent() -> PathBuf {
-    let built: Output = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package=node-agent-daemon"])
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
-        .output()
-        .unwrap();
-    assert!(
-        built.status.success(),
-        "{}",
-        String::from_utf8_lossy(&built.stderr)
-    );
-    let test = std::env::current_exe().unwrap();
-    let target = test.parent().and_then(Path::parent).unwrap();
-    target.join("fairlead-node-agent")
 }
 
 #[test]

@@ -69,12 +69,11 @@ fn the_backend_that_a_trace_names_is_the_one_that_the_next_connection_gets() {
         let mut seen = Vec::new();
         for _ in 0..3 {
             let before = (maps.snapshot().unwrap(), maps.cursor.entries().unwrap());
-            let connections =
-                maps.v4.conn.entries().unwrap().len() + maps.v6.conn.entries().unwrap().len();
+            let connections = maps.v4.conns.count() + maps.v6.conns.count();
             let traced = trace(&stage, &flow);
             let after = (maps.snapshot().unwrap(), maps.cursor.entries().unwrap());
             assert!(before == after, "a trace changes nothing");
-            let now = maps.v4.conn.entries().unwrap().len() + maps.v6.conn.entries().unwrap().len();
+            let now = maps.v4.conns.count() + maps.v6.conns.count();
             assert_eq!(connections, now, "a trace tracks nothing");
 
             let (_stream, backend) = connect(&stage, &names);
@@ -229,8 +228,8 @@ fn packets_from_outside_to_the_node_and_to_the_world_are_told_apart() {
             "reflect"
         );
         assert_eq!(
-            ask(stage.client_addr(4000), remote, "--ttl 1")["reason"],
-            "ttl_exceeded"
+            ask(stage.client_addr(4000), remote, "--ttl 1")["verdict"],
+            "reflect"
         );
         // A forged source is traced, and called so.
         let forged = ask(at(outside, 1), remote, "--from pod");

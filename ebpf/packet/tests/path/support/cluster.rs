@@ -1,13 +1,16 @@
 //! A node of a small cluster: two pods here, one node reached by the overlay, one by plain routing, a service.
 
+use std::rc::Rc;
+
 use ebpf_abi::{
     Addr4, Addr6, Backend, Config, ConnKey, Endpoint, FamilyConfig, Frontend, FrontendKey, Peer,
     RouteKey, Service, backend_state, config_flag, endpoint_flag, frontend_flag, peer_mode,
 };
-use ebpf_packet::{Ip, Verdict, from_host, from_network, from_pod};
+use ebpf_packet::{Entry, Ip, Node, Verdict, from_host, from_network, from_pod};
 
 use super::{
     Frame, Wire,
+    memory::Memory,
     tables::{Has, TestNode},
 };
 
@@ -123,15 +126,14 @@ where
             uplink_ifindex: 2,
             host_ifindex: 3,
             flags: config_flag::OVERLAY | config_flag::MASQUERADE,
+            uplink_mac: [0; 6],
             overlay_port_be: 8472u16.to_be(),
-            pad: 0,
             vni: 1,
             uplink_mtu: Self::UPLINK_MTU,
             nat_port_first: *Self::NAT_PORTS.start(),
             nat_port_last: *Self::NAT_PORTS.end(),
             v4,
             v6,
-            pad2: 0,
             host_netns_cookie: Self::HOST_NETNS,
         });
         node.peers.insert(2, vxlan_peer(2));
@@ -242,20 +244,15 @@ where
     }
 
     pub fn conn_count(&self) -> usize {
-        self.node.tables().conns.borrow().len()
+        self.node.tables().conns.count()
     }
 
     pub fn flags_of(&self, key: &ConnKey<A>) -> Option<u32> {
-        self.node
-            .tables()
-            .conns
-            .borrow()
-            .get(key)
-            .map(|conn| conn.get().flags)
+        Some(self.node.conn(key)?.state().flags)
     }
 
-    pub fn limit_conns(&mut self, limit: usize) {
-        self.node.tables_mut().conn_limit = limit;
+    pub fn limit_conns(&mut self, limit: u32) {
+        self.node.tables_mut().conns = Rc::new(Memory::limited(limit));
     }
 
     pub fn pod_sends(&self, wire: &mut Wire) -> Verdict {

@@ -2,11 +2,13 @@
 
 mod cluster;
 mod frame;
+mod memory;
 mod tables;
 mod wire;
 
 pub use cluster::{Scene, TestFamily};
 pub use frame::{Frame, Tcp, assert_checksums, internet_checksum};
+pub use memory::Memory;
 pub use tables::{Has, TestNode};
 pub use wire::Wire;
 

@@ -8,21 +8,24 @@ use std::{
 
 use ebpf_abi::{
     Addr4, Addr6, Affinity, AffinityKey, Backend, Config, Conn, ConnKey, Endpoint, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Peer, RangeKey, RouteKey, Service,
+    FragmentPorts, Frontend, FrontendKey, Peer, PeerCount, RangeKey, RouteKey, Service, conn_word,
 };
-use ebpf_packet::{ConnState, Entry, Inserted, Ip, Node};
+use ebpf_packet::{
+    ConnState, Entry, Inserted, Ip, Node, PeerEvent,
+    conn_table::{self, ConnMemory},
+};
 
-type Conns<A> = BTreeMap<ConnKey<A>, Rc<Cell<Conn<A>>>>;
+use super::memory::Memory;
 
 /// Tables of one address family.
+#[derive(Clone)]
 pub struct Tables<A: Ip> {
     pub frontends: BTreeMap<FrontendKey<A>, Frontend>,
     pub ranges: Vec<RangeKey<A>>,
     pub backends: BTreeMap<u32, Backend<A>>,
     pub endpoints: BTreeMap<A, Endpoint>,
     pub routes: BTreeMap<RouteKey<A>, u32>,
-    pub conns: RefCell<Conns<A>>,
-    pub conn_limit: usize,
+    pub conns: Rc<Memory<A>>,
     pub fragments: RefCell<BTreeMap<FragmentKey<A>, FragmentPorts>>,
 }
 
@@ -34,8 +37,7 @@ impl<A: Ip> Default for Tables<A> {
             backends: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             routes: BTreeMap::new(),
-            conns: RefCell::default(),
-            conn_limit: usize::MAX,
+            conns: Rc::new(Memory::new(256)),
             fragments: RefCell::default(),
         }
     }
@@ -52,6 +54,9 @@ pub struct TestNode {
     pub slots: BTreeMap<u32, u32>,
     pub affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
     pub peers: BTreeMap<u32, Peer>,
+    /// Packets and bytes, by peer id.
+    pub peer_counts: RefCell<BTreeMap<u32, PeerCount>>,
+    pub icmp_full_at: RefCell<BTreeMap<u32, u64>>,
     pub v4: Tables<Addr4>,
     pub v6: Tables<Addr6>,
 }
@@ -80,36 +85,42 @@ impl Has<Addr6> for TestNode {
     }
 }
 
-pub struct TestEntry<A>(Rc<Cell<Conn<A>>>);
+/// A connection that was found by a word of the index, and what it was then.
+pub struct TestEntry<A: Ip>(Rc<Memory<A>>, u32, Conn<A>);
+
+impl<A: Ip> TestEntry<A> {
+    fn slot(&self) -> u32 {
+        conn_word::slot(self.1)
+    }
+}
 
 impl<A: Ip> Entry<A> for TestEntry<A> {
-    fn target(&self, key: &ConnKey<A>) -> ConnKey<A> {
-        let conn = self.0.get();
-        ConnKey {
-            src: conn.src,
-            dst: conn.dst,
-            src_port_be: conn.src_port_be,
-            dst_port_be: conn.dst_port_be,
-            ..*key
+    fn is_reply(&self) -> bool {
+        conn_word::is_reply(self.1)
+    }
+
+    fn answers(&self) -> &ConnKey<A> {
+        if self.is_reply() {
+            &self.2.original
+        } else {
+            &self.2.reply
         }
     }
 
     fn state(&self) -> ConnState {
-        let conn = self.0.get();
-        ConnState {
-            last_seen_ns: conn.last_seen_ns,
-            backend_id: conn.backend_id,
-            backend_epoch: conn.backend_epoch,
-            flags: conn.flags,
-        }
+        self.0.state(self.slot()).expect("a slot of the table")
     }
 
     fn record(&self, state: &ConnState, now_ns: u64, flags: u32) {
-        self.0.set(Conn {
-            last_seen_ns: now_ns,
-            flags: state.flags | flags,
-            ..self.0.get()
+        self.0.change(self.slot(), |conn| {
+            conn.last_seen_ns = now_ns;
+            conn.flags = state.flags | flags;
         });
+    }
+
+    fn forget(&self) {
+        let slot = self.slot();
+        conn_table::release(&*self.0, slot, self.0.generation(slot));
     }
 }
 
@@ -117,7 +128,7 @@ impl<A: Ip> Node<A> for TestNode
 where
     TestNode: Has<A>,
 {
-    type Entry = TestEntry<A>;
+    type Entry<'a> = TestEntry<A>;
 
     fn config(&self) -> Option<&Config> {
         self.config.as_ref()
@@ -175,8 +186,8 @@ where
         self.tables().backends.get(&backend_id).copied()
     }
 
-    fn endpoint(&self, addr: &A) -> Option<Endpoint> {
-        self.tables().endpoints.get(addr).copied()
+    fn endpoint<'n>(&'n self, addr: &A) -> Option<&'n Endpoint> {
+        self.tables().endpoints.get(addr)
     }
 
     fn route(&self, addr: &A) -> Option<u32> {
@@ -191,30 +202,36 @@ where
         self.peers.get(&peer_id)
     }
 
+    fn count_peer(&self, peer_id: u32, what: PeerEvent, bytes: u32) {
+        let mut counts = self.peer_counts.borrow_mut();
+        let count = counts.entry(peer_id).or_default();
+        let counter = match what {
+            PeerEvent::Sent => &mut count.sent,
+            PeerEvent::Received => &mut count.received,
+            PeerEvent::Dropped => &mut count.dropped,
+        };
+        counter.packets += 1;
+        counter.bytes += u64::from(bytes);
+    }
+
+    fn icmp_full_at(&self, bucket: u32) -> u64 {
+        let buckets = self.icmp_full_at.borrow();
+        buckets.get(&bucket).copied().unwrap_or_default()
+    }
+
+    fn set_icmp_full_at(&self, bucket: u32, at_ns: u64) {
+        self.icmp_full_at.borrow_mut().insert(bucket, at_ns);
+    }
+
     fn conn(&self, key: &ConnKey<A>) -> Option<TestEntry<A>> {
-        self.tables()
-            .conns
-            .borrow()
-            .get(key)
-            .cloned()
-            .map(TestEntry)
+        let conns = &self.tables().conns;
+        let word = conn_table::find(&**conns, key);
+        let conn = || conns.conn(conn_word::slot(word));
+        (word != conn_word::NONE).then(|| TestEntry(Rc::clone(conns), word, conn()))
     }
 
-    fn conn_insert(&self, key: &ConnKey<A>, conn: &Conn<A>) -> Inserted {
-        let tables = self.tables();
-        let mut conns = tables.conns.borrow_mut();
-        if conns.contains_key(key) {
-            return Inserted::Taken;
-        }
-        if conns.len() >= tables.conn_limit {
-            return Inserted::Full;
-        }
-        conns.insert(*key, Rc::new(Cell::new(*conn)));
-        Inserted::Done
-    }
-
-    fn conn_remove(&self, key: &ConnKey<A>) {
-        self.tables().conns.borrow_mut().remove(key);
+    fn conn_insert(&self, key: &ConnKey<A>, reply: &ConnKey<A>, state: &ConnState) -> Inserted {
+        conn_table::insert(&*self.tables().conns, key, reply, state)
     }
 
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentPorts> {

@@ -72,18 +72,12 @@ impl Packet for Wire {
         Ok(())
     }
 
-    fn load_frame(&self, frame: &mut [u8]) -> Result<(), OutOfBounds> {
-        assert!(frame.as_ptr().addr().is_multiple_of(4));
-        self.load(0, &mut frame[2..])
+    fn store_ethernet(&mut self, macs: [u32; 3], ethertype: u16) -> Result<(), OutOfBounds> {
+        self.store(0, macs.map(u32::to_ne_bytes).as_flattened())?;
+        self.store(12, &ethertype.to_ne_bytes())
     }
 
-    fn store_frame(&mut self, frame: &[u8]) -> Result<(), OutOfBounds> {
-        self.store(0, &frame[2..])
-    }
-
-    fn store_unbalanced(&mut self, at: u32, bytes: &[u8]) -> Result<(), OutOfBounds> {
-        self.store(at, bytes)
-    }
+    fn sum_changed(&mut self, _: u32) {}
 
     /// RFC 1624, equation 3, in 16-bit big-endian arithmetic: not the way the crate itself computes.
     fn add_to_checksum(
