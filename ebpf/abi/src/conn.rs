@@ -133,7 +133,7 @@ pub struct Conn<A: Address> {
 // SAFETY: a double word, two structs of a multiple of it, four words, and words that fill up to a multiple of 64.
 unsafe impl<A: Address> Plain for Conn<A> {}
 
-/// [`Conn::generation`]: it only rises, and its two lowest bits say what the slot holds.
+/// [`Conn::generation`]: it rises with each connection, and its two lowest bits say what the slot holds.
 pub mod conn_generation {
     /// Nothing, or a connection that is being written.
     pub const FREE: u32 = 0;
@@ -141,11 +141,26 @@ pub mod conn_generation {
     pub const ENTERING: u32 = 1;
     /// A connection.
     pub const HELD: u32 = 2;
+    /// A connection that was idle for so long that the agent is about to end it. A packet that finds it makes it
+    /// [`HELD`] again.
+    pub const IDLE: u32 = 3;
 
     /// One of the above.
     #[inline(always)]
     pub const fn of(generation: u32) -> u32 {
         generation & 3
+    }
+
+    /// Of a connection: the same one, idle.
+    #[inline(always)]
+    pub const fn idle(generation: u32) -> u32 {
+        generation | IDLE
+    }
+
+    /// Of a connection: the same one, not idle any more.
+    #[inline(always)]
+    pub const fn awake(generation: u32) -> u32 {
+        generation & !IDLE | HELD
     }
 
     /// The next generation in which the slot is free.

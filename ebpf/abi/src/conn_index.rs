@@ -9,7 +9,9 @@
 //! The programs on all CPUs and the agent (which maps the arrays into its memory) change the table without a lock:
 //! - A slot is claimed and given back by its bit in `conn_used`.
 //! - A record is written whole before a word of the index points to it. Its `generation` says what it holds.
-//! - Who moves the generation from held to free takes the connection out of the index and gives the slot back, nobody
+//! - The agent marks a connection as idle before it ends it, and waits: a packet that finds it takes the mark away, so
+//!   that none is translated by a connection which is gone when the answer comes.
+//! - Who moves the generation from held or idle to free takes the connection out of the index and gives the slot back, nobody
 //!   else.
 //! - A bucket's fill is raised before a word comes, and lowered after it went: never too low, so 0 is sure.
 //! - A word is put into the first free place of its bucket by compare-and-swap, and the first one that is met counts:

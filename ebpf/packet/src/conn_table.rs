@@ -18,7 +18,7 @@ const CLOSING_NS: u64 = 5_000_000_000;
 pub const NO_SLOT: u32 = u32::MAX;
 
 /// The arrays of one address family's table.
-pub trait ConnMemory<A: Ip> {
+pub trait ConnMemory<A: Ip>: Sized {
     type Bucket<'a>: ConnWords
     where
         Self: 'a;
@@ -40,6 +40,11 @@ pub trait ConnMemory<A: Ip> {
     fn set_generation(&self, slot: u32, generation: u32);
     /// Replaces the generation; `false` if `old` was not there.
     fn replace_generation(&self, slot: u32, old: u32, new: u32) -> bool;
+    /// Makes an idle connection held, for the packet that found it. `false` if it has ended.
+    #[inline(always)]
+    fn wake(&self, slot: u32, idle: u32) -> bool {
+        wake(self, slot, idle)
+    }
     fn state(&self, slot: u32) -> Option<ConnState>;
     /// Writes all of a slot but its generation.
     fn write(&self, slot: u32, key: &ConnKey<A>, reply: &ConnKey<A>, state: &ConnState);
@@ -68,10 +73,19 @@ pub trait ConnWords {
 /// The word of the connection that this tuple belongs to, or [`conn_word::NONE`].
 #[inline(always)]
 pub fn find<A: Ip, M: ConnMemory<A>>(memory: &M, key: &ConnKey<A>) -> u32 {
-    match place(memory, key) {
-        Some((bucket, hash)) => find_in(memory, bucket, hash, key),
-        None => conn_word::NONE,
+    let Some((bucket, hash)) = place(memory, key) else {
+        return conn_word::NONE;
+    };
+    let word = find_in(memory, bucket, hash, key);
+    if word != conn_word::NONE {
+        let slot = conn_word::slot(word);
+        let generation = memory.generation(slot);
+        let is_idle = conn_generation::of(generation) == conn_generation::IDLE;
+        if is_idle && !memory.wake(slot, generation) {
+            return conn_word::NONE;
+        }
     }
+    word
 }
 
 /// Inserts the connection whose packets arrive with `key`, their answers with `reply`. It is found by the answers first: a
@@ -123,6 +137,20 @@ pub fn remove<A: Ip, M: ConnMemory<A>>(memory: &M, key: &ConnKey<A>) -> u32 {
         release(memory, slot, memory.generation(slot));
     }
     word
+}
+
+/// Marks the connection of this generation as one that is about to be ended for being idle. `false` if it is gone, or
+/// marked already.
+pub fn mark_idle<A: Ip, M: ConnMemory<A>>(memory: &M, slot: u32, generation: u32) -> bool {
+    conn_generation::of(generation) == conn_generation::HELD
+        && memory.replace_generation(slot, generation, conn_generation::idle(generation))
+}
+
+/// Takes the mark of an idle connection away. `false` if it has ended; another processor may have been faster.
+#[inline(always)]
+pub fn wake<A: Ip, M: ConnMemory<A>>(memory: &M, slot: u32, idle: u32) -> bool {
+    let awake = conn_generation::awake(idle);
+    memory.replace_generation(slot, idle, awake) || memory.generation(slot) == awake
 }
 
 /// Takes the connection of this generation out of its slot and gives the slot back. `false` if it is gone, or another
@@ -239,8 +267,7 @@ pub fn gives_way(state: &ConnState, now_ns: u64) -> bool {
 #[inline(always)]
 fn end<A: Ip, M: ConnMemory<A>>(memory: &M, slot: u32, generation: u32) -> bool {
     let free = conn_generation::next_free(generation);
-    if conn_generation::of(generation) != conn_generation::HELD
-        || !memory.replace_generation(slot, generation, free)
+    if generation & conn_generation::HELD == 0 || !memory.replace_generation(slot, generation, free)
     {
         return false;
     }

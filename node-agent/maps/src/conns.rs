@@ -173,14 +173,35 @@ impl<A: Ip> Conns<A> {
         Ok(conn_table::remove(self, key) != conn_word::NONE)
     }
 
-    /// Removes the connection that was read from a slot, unless it is gone already.
+    /// Marks the connection that was read from a slot as one that is about to be ended for being idle. `false` if it is
+    /// gone. One that is marked already, by an agent that did not come to end it, counts.
     ///
     /// # Errors
     ///
     /// When the maps were opened for reading only.
-    pub fn release(&self, slot: u32, conn: &Conn<A>) -> Result<bool, MapError> {
-        self.check_writable("remove")?;
-        Ok(conn_table::release(self, slot, conn.generation))
+    pub(crate) fn mark_idle(&self, slot: u32, conn: &Conn<A>) -> Result<bool, MapError> {
+        self.check_writable("mark")?;
+        Ok(
+            conn_generation::of(conn.generation) == conn_generation::IDLE
+                || conn_table::mark_idle(self, slot, conn.generation),
+        )
+    }
+
+    /// Ends the connection of a slot if it is marked still and `is_over`, or else takes the mark away. Says whether it
+    /// has ended it.
+    pub(crate) fn end_idle(&self, slot: u32, is_over: impl FnOnce(&Conn<A>) -> bool) -> bool {
+        let marked = self
+            .read(slot)
+            .filter(|conn| conn_generation::of(conn.generation) == conn_generation::IDLE);
+        marked.is_some_and(|conn| {
+            let ends = is_over(&conn);
+            if ends {
+                conn_table::release(self, slot, conn.generation)
+            } else {
+                conn_table::wake(self, slot, conn.generation);
+                false
+            }
+        })
     }
 
     pub(crate) fn raw(&self) -> [&RawMap; 4] {
@@ -326,6 +347,11 @@ impl<A: Ip> ConnMemory<A> for Conns<A> {
                 .compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
                 .is_ok()
         })
+    }
+
+    /// Whoever looks is no packet, and may have the maps for reading only.
+    fn wake(&self, _slot: u32, _idle: u32) -> bool {
+        true
     }
 
     fn state(&self, slot: u32) -> Option<ConnState> {

@@ -1,6 +1,9 @@
 //! Connections that are over: which they are (pure), and taking them out of the tables.
+//!
+//! A packet may come for a connection just when it is taken out: translated by it, with an answer that nobody translates
+//! back. So it is marked first, which any packet that finds it undoes, and taken out after a while in which none came.
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use ebpf_abi::{Address, Conn, conn_flag};
 
@@ -43,6 +46,18 @@ pub struct GcReport {
     pub capacity: u32,
 }
 
+/// Connections of a family that were over, and are marked so that a packet can still take them back.
+#[derive(Debug)]
+#[must_use = "they end by `end_idle` only"]
+pub struct IdleConns {
+    /// Connections that were there, the idle ones included.
+    entries: u32,
+    slots: Vec<u32>,
+}
+
+/// From the mark to the end: far longer than a program runs, so that one that found a connection before it was marked
+/// has written its time.
+const GRACE: Duration = Duration::from_millis(100);
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
@@ -115,7 +130,7 @@ impl Maps {
     ///
     /// # Errors
     ///
-    /// When a table cannot be read or written.
+    /// When a table cannot be written.
     pub fn collect(&self, now_ns: u64, timeouts: &Timeouts) -> Result<[GcReport; 2], MapError> {
         Ok([
             self.v4.collect(now_ns, timeouts)?,
@@ -129,23 +144,49 @@ impl<A: MapFamily> FamilyMaps<A> {
     ///
     /// # Errors
     ///
-    /// When the table cannot be read or written.
+    /// When the table cannot be written.
     pub fn collect(&self, now_ns: u64, timeouts: &Timeouts) -> Result<GcReport, MapError> {
-        let mut report = GcReport {
-            capacity: self.conns.capacity(),
-            ..GcReport::default()
-        };
-        let mut over = Vec::new();
+        let idle = self.mark_idle(now_ns, timeouts)?;
+        if !idle.slots.is_empty() {
+            thread::sleep(GRACE);
+        }
+        Ok(self.end_idle(&idle, now_ns, timeouts))
+    }
+
+    /// Marks the connections that are over at `now_ns`, the first half of [`FamilyMaps::collect`].
+    ///
+    /// # Errors
+    ///
+    /// When the table cannot be written.
+    pub fn mark_idle(&self, now_ns: u64, timeouts: &Timeouts) -> Result<IdleConns, MapError> {
+        let (mut entries, mut over) = (0, Vec::new());
         self.conns.for_each(|slot, conn| {
-            report.entries += 1;
+            entries += 1;
             if timeouts.expired(&conn, now_ns) {
                 over.push((slot, conn));
             }
         });
+        let mut slots = Vec::with_capacity(over.len());
         for (slot, conn) in over {
-            report.deleted += u32::from(self.conns.release(slot, &conn)?);
+            if self.conns.mark_idle(slot, &conn)? {
+                slots.push(slot);
+            }
         }
-        Ok(report)
+        Ok(IdleConns { entries, slots })
+    }
+
+    /// Takes out those that no packet has found since they were marked, the second half.
+    pub fn end_idle(&self, idle: &IdleConns, now_ns: u64, timeouts: &Timeouts) -> GcReport {
+        let slots = idle.slots.iter();
+        let ended = slots.filter(|slot| {
+            self.conns
+                .end_idle(**slot, |conn| timeouts.expired(conn, now_ns))
+        });
+        GcReport {
+            entries: idle.entries,
+            deleted: ended.count() as u32,
+            capacity: self.conns.capacity(),
+        }
     }
 }
 

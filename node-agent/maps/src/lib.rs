@@ -37,7 +37,7 @@ pub use attach::{Attached, DeviceMode, Link, LinkTarget, links};
 pub use conns::Conns;
 pub use counters::{MapUsage, Operations};
 pub use error::Error;
-pub use gc::{ConnState, GcReport, Timeouts, conn_state, monotonic_now_ns};
+pub use gc::{ConnState, GcReport, IdleConns, Timeouts, conn_state, monotonic_now_ns};
 pub use layout::MapLayout;
 pub use load::{Dataplane, Options};
 pub use lock::{PinLock, PinOwner, owner_of};

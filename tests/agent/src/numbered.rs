@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{Shutdown, setsockopt, shutdown};
+use rustix::process::nice;
 use tests_testkit::NetNs;
 
 /// Far longer than an answer takes on a busy machine: what comes later is lost.
@@ -21,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const WINDOW: u64 = 8;
 /// Of every UDP socket, in bytes: what all clients have under way at once fits many times, whichever server gets it.
 const BUFFER: usize = 8 << 20;
+/// Clients that ask without a pause take all of every processor; what is tested is not to wait for its turn a minute.
+const NICENESS: i32 = 10;
 /// Between two flows of one client, so that the connection tables, which keep what is over for a minute, hold them all.
 const PAUSE: Duration = Duration::from_millis(3);
 /// Flow and number.
@@ -164,6 +167,8 @@ impl Traffic {
     }
 
     fn client(&self, flow: &Flow<'_>) -> Result<()> {
+        // Of this thread.
+        nice(NICENESS)?;
         match flow.kind {
             Kind::UdpLiving => {
                 let (socket, mut asked) = self.udp(flow)?;

@@ -2,12 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::{
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream, UdpSocket},
     thread,
     time::Duration,
 };
 
-use node_agent_maps::{GcReport, Timeouts, monotonic_now_ns};
+use node_agent_maps::{FamilyMaps, GcReport, MapFamily, Timeouts, monotonic_now_ns};
 use tests_testkit::{
     Cluster, Node, ServiceSpec, is_root, skip,
     traffic::{Server, ask_udp, greeting},
@@ -84,5 +84,62 @@ fn a_connection_that_nobody_answers_is_collected_soon() {
         assert_eq!((report.entries, report.deleted), (2, 0), "{vip}");
         assert_eq!(collect_in(node, 25).deleted, 1, "{vip}: TCP");
         assert_eq!(collect_in(node, 65).deleted, 1, "{vip}: UDP");
+    }
+}
+
+/// What a request leaves of a connection that is collected while it is on its way: its answer must find it still.
+fn collect_around<A: MapFamily>(maps: &FamilyMaps<A>, request: impl FnOnce()) -> GcReport {
+    let now = monotonic_now_ns() + 65_000_000_000;
+    let idle = maps.mark_idle(now, &Timeouts::default()).unwrap();
+    request();
+    maps.end_idle(&idle, now, &Timeouts::default())
+}
+
+#[test]
+fn a_request_that_comes_while_its_old_connection_is_collected_gets_its_answer() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    let mut cluster = Cluster::new(2).unwrap();
+    let (client, server) = (cluster.add_pod(0).unwrap(), cluster.add_pod(1).unwrap());
+    for vip in ["10.96.0.10:80", "[fd00:10:96::10]:80"] {
+        let vip: SocketAddr = vip.parse().unwrap();
+        let backend = SocketAddr::new(server.ip_for(vip.ip()), 8080);
+        cluster.publish(&ServiceSpec::udp(vip, [backend])).unwrap();
+        let asked = server.run(|| UdpSocket::bind(backend)).unwrap();
+        let unset = SocketAddr::new(
+            if vip.is_ipv4() {
+                [0; 4].into()
+            } else {
+                [0; 16].into()
+            },
+            0,
+        );
+        let asking = client
+            .run_without_socket_programs(|| {
+                let socket = UdpSocket::bind(unset)?;
+                socket.connect(vip).map(|()| socket)
+            })
+            .unwrap();
+        let patience = Some(Duration::from_secs(5));
+        asking.set_read_timeout(patience).unwrap();
+        asked.set_read_timeout(patience).unwrap();
+        let mut buffer = [0; 16];
+        let mut request = || {
+            asking.send(b"request").unwrap();
+            asked.recv_from(&mut buffer).unwrap().1
+        };
+        request();
+        let maps = cluster.nodes[0].maps();
+        let mut from = None;
+        let report = match vip {
+            SocketAddr::V4(_) => collect_around(&maps.v4, || from = Some(request())),
+            SocketAddr::V6(_) => collect_around(&maps.v6, || from = Some(request())),
+        };
+        assert_eq!((report.entries, report.deleted), (1, 0), "{vip}");
+        asked.send_to(b"answer", from.unwrap()).unwrap();
+        let length = asking.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"answer", "{vip}");
+        assert_eq!(collect_in(&cluster.nodes[0], 65).deleted, 1, "{vip}: idle");
     }
 }

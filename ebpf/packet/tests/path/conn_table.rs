@@ -18,6 +18,7 @@ in_both_families! {
     one_way_udp_gives_way_and_answered_udp_does_not
     a_closed_connection_gives_way_only_after_its_last_packets
     a_bucket_that_is_full_refuses_and_loses_nothing
+    an_idle_connection_ends_unless_a_packet_finds_it_first
     processors_that_track_the_same_connection_leave_one
     processors_that_fill_and_empty_the_table_leave_it_empty
 }
@@ -86,6 +87,32 @@ fn a_connection_is_found_by_both_of_its_tuples_and_gone_by_either<A: TestFamily>
 
         conn_table::remove(&memory, &if by_reply { target.reversed() } else { key });
         assert!(!is_there(&memory, 7, TCP));
+        assert_whole(&memory, 0);
+    }
+}
+
+fn an_idle_connection_ends_unless_a_packet_finds_it_first<A: TestFamily>() {
+    let memory = Memory::<A>::new(64);
+    let [key, target] = pair(7, TCP);
+    for (found_by, stays) in [
+        (None, false),
+        (Some(key), true),
+        (Some(target.reversed()), true),
+    ] {
+        assert_eq!(insert(&memory, 7, &state(TCP, 0, 1)), Inserted::Done);
+        let slot = conn_word::slot(conn_table::find(&memory, &key));
+        let generation = memory.generation(slot);
+        assert!(conn_table::mark_idle(&memory, slot, generation));
+        let idle = memory.generation(slot);
+        assert!(!conn_table::mark_idle(&memory, slot, idle), "marked twice");
+        assert_whole(&memory, 1);
+        if let Some(found_by) = found_by {
+            assert_ne!(conn_table::find(&memory, &found_by), conn_word::NONE);
+            assert_eq!(memory.generation(slot), generation);
+        }
+        assert_eq!(conn_table::release(&memory, slot, idle), !stays);
+        assert_eq!(is_there(&memory, 7, TCP), stays);
+        conn_table::remove(&memory, &key);
         assert_whole(&memory, 0);
     }
 }

@@ -78,7 +78,10 @@ impl<A: Ip> Memory<A> {
     /// The connections, by what says that they hold.
     pub fn count(&self) -> usize {
         let holds = |generation: &&AtomicU32| {
-            conn_generation::of(generation.load(SeqCst)) == conn_generation::HELD
+            matches!(
+                conn_generation::of(generation.load(SeqCst)),
+                conn_generation::HELD | conn_generation::IDLE
+            )
         };
         self.generations.iter().filter(holds).count()
     }
