@@ -3,11 +3,11 @@
 //! RFC 5508 section 4, RFC 4443: the quoted packet runs in the opposite direction of the error, so the entry that
 //! translates it is that of its answers.
 
-use ebpf_abi::{ConnKey, DropReason};
+use ebpf_abi::{Config, ConnKey, DropReason};
 
 use crate::{
     ChecksumField, Entry, Ip, Node, Packet, checksum,
-    forward::{Forward, Way},
+    forward::{Forward, Place, Way},
     ip::Header,
     parse::{Headers, protocol},
     path::Origin,
@@ -134,6 +134,9 @@ fn send<A: Ip, P: Packet, N: Node<A>>(
     let mut answers = ConnKey::default();
     let translated = exchange(headers.tuple(), change, &mut answers);
     let way = Way::find(node, &answers.src);
+    if translated && matches!(way.place, Place::Peer) {
+        speak_for_router(config, headers.tuple(), &mut answers, origin);
+    }
     let forward = Forward {
         config,
         target: translated.then_some(Target(&answers)),
@@ -145,17 +148,38 @@ fn send<A: Ip, P: Packet, N: Node<A>>(
 /// Gives the answers to the error the exchanged addresses; `false` if there are none to exchange.
 #[inline(never)]
 fn exchange<A: Ip>(tuple: &ConnKey<A>, change: &Change<A>, answers: &mut ConnKey<A>) -> bool {
-    *answers = tuple.reversed();
-    if change.old_dst.is_unset() {
-        return false;
+    // Field by field: a tuple that is made first and copied then would lie on the stack, and this is the deepest call.
+    answers.src_port_be = tuple.dst_port_be;
+    answers.dst_port_be = tuple.src_port_be;
+    answers.protocol = tuple.protocol;
+    let translated = !change.old_dst.is_unset();
+    answers.dst = if translated && tuple.src == change.old_src {
+        change.new_src
+    } else {
+        tuple.src
+    };
+    answers.src = if translated && tuple.dst == change.old_dst {
+        change.new_dst
+    } else {
+        tuple.dst
+    };
+    translated
+}
+
+/// Gives an error that some router sent about what left in this node's name this node's address: the other node takes
+/// nothing from this one that is not from here.
+#[inline(never)]
+fn speak_for_router<A: Ip>(
+    config: &Config,
+    tuple: &ConnKey<A>,
+    answers: &mut ConnKey<A>,
+    origin: u8,
+) {
+    let own = &A::settings(config).source_nat_addr;
+    let came_here = matches!(Origin::of(origin), Origin::Network | Origin::Overlay);
+    if came_here && answers.dst == tuple.src && !own.is_unset() {
+        answers.dst = *own;
     }
-    if tuple.src == change.old_src {
-        answers.dst = change.new_src;
-    }
-    if tuple.dst == change.old_dst {
-        answers.src = change.new_dst;
-    }
-    true
 }
 
 /// A packet inside another one: that which an ICMP error quotes.

@@ -17,7 +17,7 @@ use node_agent_model::{
 };
 use tests_netns::{Agents, slice};
 use tests_testkit::{
-    Cluster, Node, Pod, is_root, skip,
+    Cluster, NetNs, Node, Pod, VethEnd, is_root, skip,
     traffic::{Server, ask_tcp, ask_udp},
 };
 
@@ -162,6 +162,51 @@ fn a_client_outside_learns_how_long_a_packet_to_another_nodes_backend_may_be() {
         let route = outside.run(|| Command::new("ip").args(route.split(' ')).output());
         let route = String::from_utf8(route.unwrap().stdout).unwrap();
         assert!(route.contains("mtu 1450"), "{route}");
+    }
+}
+
+/// A network behind the machine outside, whose packets must be shorter than those of the others.
+fn behind_a_narrow_link(cluster: &Cluster, mtu: u32) -> NetNs {
+    let (far, router) = (NetNs::new().unwrap(), &cluster.outside.netns);
+    let end = |netns, name, last| VethEnd {
+        netns,
+        name,
+        mac: [0x02, 0, 0xc6, 0x33, 0x64, last],
+    };
+    NetNs::veth(end(router, "far", 1), end(&far, "eth0", 2), mtu).unwrap();
+    router
+        .ip("addr add 198.51.100.1/24 dev far\naddr add 2001:db8:51::1/64 dev far nodad")
+        .unwrap();
+    for parameter in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        router.sysctl(parameter, "1").unwrap();
+    }
+    far.ip(
+        "addr add 198.51.100.2/24 dev eth0\naddr add 2001:db8:51::2/64 dev eth0 nodad\n\
+         route add default via 198.51.100.1\nroute add default via 2001:db8:51::1",
+    )
+    .unwrap();
+    let (v4, v6) = (cluster.outside.ipv4, cluster.outside.ipv6);
+    let routes = format!("route add 198.51.100.0/24 via {v4}\nroute add 2001:db8:51::/64 via {v6}");
+    cluster.nodes[0].netns().ip(&routes).unwrap();
+    far
+}
+
+#[test]
+fn a_backend_on_another_node_learns_how_long_its_answers_to_the_outside_may_be() {
+    if !is_root() {
+        return skip("needs root");
+    }
+    const NARROW: u32 = 1300;
+    let mut stage = Stage::new();
+    stage.serve(service(TrafficPolicy::Cluster), &[1]);
+    let far = behind_a_narrow_link(&stage.cluster, NARROW);
+    for ip in VIPS.map(|ip| stage.cluster.nodes[0].ip_for(ip.parse().unwrap())) {
+        let addr = SocketAddr::new(ip, NODE_PORT);
+        assert_eq!(far.run(|| ask_udp(addr, 1000)).unwrap().name, "backend1");
+        // The router tells the node that asked in its own name, which must tell the backend.
+        let lost = far.run(|| ask_udp(addr, 1400)).unwrap_err();
+        assert_eq!(lost.kind(), ErrorKind::WouldBlock, "{addr}");
+        assert_eq!(far.run(|| ask_udp(addr, 1400)).unwrap().name, "backend1");
     }
 }
 

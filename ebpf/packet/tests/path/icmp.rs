@@ -11,6 +11,7 @@ in_both_families! {
     an_error_about_an_answer_names_the_backend
     an_error_about_a_masqueraded_packet_finds_its_pod
     an_error_about_a_masqueraded_echo_finds_its_pod
+    a_routers_error_about_another_nodes_answer_comes_in_this_nodes_name
     an_error_about_a_short_quote_is_translated_too
     an_error_about_plain_traffic_is_untouched
     an_error_that_quotes_too_little_is_forwarded_as_it_is
@@ -157,6 +158,33 @@ where
     );
     scene.assert_delivered(verdict, &wire, 2, &expected);
     assert_checksums::<A>(&quoted::<A>(&wire.bytes));
+}
+
+fn a_routers_error_about_another_nodes_answer_comes_in_this_nodes_name<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let backend = (A::pod(2, 9), 8080);
+    let scene = Scene::<A>::with_backends(&[backend]);
+    let (client, vip) = ((A::outside(9), 45000), (A::node(1), Scene::<A>::NODE_PORT));
+    scene.network_sends(&mut Frame::udp(client, vip).wire());
+    let own = (A::pod(1, 0), client.1);
+    let answer = Frame::udp(backend, own);
+    // One router outside, one that is another node: each would be a stranger to the backend's.
+    for (router, from) in [(A::outside(1), None), (A::pod(3, 1), Some(3))] {
+        let mut wire = scene.overlay(2, &answer);
+        let verdict = scene.network_sends(&mut wire);
+        assert_eq!(verdict, Verdict::ToNetwork { next_hop_peer: 0 });
+        let error = Frame::error(router, vip.0, unreachable::<A>(), 0, &wire.bytes[14..]);
+        let mut wire = match from {
+            None => error.wire(),
+            Some(node) => scene.overlay(node, &error),
+        };
+        let verdict = scene.network_sends(&mut wire);
+        let quoted = answer.clone().ttl(63).ip_bytes();
+        let expected = Frame::error(own.0, backend.0, unreachable::<A>(), 0, &quoted);
+        scene.assert_encapsulated(verdict, &wire, &expected);
+    }
 }
 
 fn an_error_about_a_short_quote_is_translated_too<A: TestFamily>()
