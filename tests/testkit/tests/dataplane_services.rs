@@ -11,8 +11,10 @@ use std::{
     time::Duration,
 };
 
+use ebpf_abi::{Addr4, Addr6, conn_flag};
+use node_agent_maps::{MapFamily, Maps};
 use tests_testkit::{
-    Cluster, Pod, ServiceSpec, is_root, skip,
+    Cluster, Node, Pod, ServiceSpec, is_root, skip,
     traffic::{Server, ask_tcp, ask_udp, ask_udp_on, greeting},
 };
 
@@ -431,6 +433,24 @@ fn connect_from(local: SocketAddr, to: SocketAddr) -> std::io::Result<TcpStream>
     Ok(TcpStream::from(fd))
 }
 
+/// Waits until the node has seen that no connection goes on: a busy kernel may take the RST of one processor after the
+/// SYN of another.
+fn wait_for_resets(node: &Node) {
+    fn all_reset<A: MapFamily>(maps: &Maps) -> bool {
+        let conns = A::of(maps).conns.entries();
+        conns
+            .iter()
+            .all(|conn| conn.flags & conn_flag::TCP_RST != 0)
+    }
+    for _ in 0..500 {
+        if all_reset::<Addr4>(node.maps()) && all_reset::<Addr6>(node.maps()) {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    panic!("a connection was not reset");
+}
+
 #[test]
 fn a_direct_connection_after_one_through_the_service_is_not_rewritten() {
     if !is_root() {
@@ -455,6 +475,7 @@ fn a_direct_connection_after_one_through_the_service_is_not_rewritten() {
                 let answer =
                     answer.unwrap_or_else(|error| panic!("round {round} to {to}: {error}"));
                 assert_eq!(answer.client, local, "round {round} to {to}");
+                wait_for_resets(&cluster.nodes[0]);
             }
         }
     }
