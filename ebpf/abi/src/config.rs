@@ -57,4 +57,6 @@ pub mod config_flag {
     pub const MASQUERADE: u32 = 1 << 1;
     /// The overlay's packets lie in UDP without any header of their own.
     pub const OVERLAY_UDP: u32 = 1 << 2;
+    /// Take connections from outside that another node hands on, and answer their clients from here.
+    pub const DIRECT_RETURN: u32 = 1 << 3;
 }

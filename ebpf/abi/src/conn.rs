@@ -184,8 +184,11 @@ pub mod conn_flag {
     pub const TCP_RST: u32 = 1 << 5;
     /// The source is replaced too (NodePort to another node, hairpin, masquerade).
     pub const SOURCE_NAT: u32 = 1 << 6;
-    /// The destination was a service; without it only the source is replaced and there is no backend.
+    /// The destination was a service; without it there is no backend of ours: only the source is replaced, or the other
+    /// node chose that handed the connection on.
     pub const SERVICE: u32 = 1 << 7;
+    /// The client's packets are handed on to the backend's node as they arrive, and the answers do not come this way.
+    pub const DIRECT_RETURN: u32 = 1 << 8;
 }
 
 /// Key of `fragment4_v1` and `fragment6_v1`.

@@ -44,7 +44,7 @@ const _: () = {
     assert!(size_of::<Endpoint>() == 24 && offset_of!(Endpoint, pod_mac) == 8);
     assert!(size_of::<RouteKey<Addr4>>() == 8);
     assert!(size_of::<RouteKey<Addr6>>() == 20);
-    assert!(size_of::<Peer>() == 108);
+    assert!(size_of::<Peer>() == 112);
     assert!(offset_of!(Peer, underlay_addr) == 80 && align_of::<Peer>() == 4);
     assert!(size_of::<PeerName>() == 256);
     assert!(size_of::<PeerCount>() == 48);

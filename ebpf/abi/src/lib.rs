@@ -35,7 +35,8 @@ pub use conn_index::{
 pub use drop_reason::{Counter, DropReason};
 pub use endpoint::{Endpoint, endpoint_flag};
 pub use overlay::{
-    PEER_NAME_LEN, Peer, PeerCount, PeerName, Route, RouteKey, overlay_header, peer_mode,
+    PEER_NAME_LEN, Peer, PeerCount, PeerName, Route, RouteKey, direct_label, overlay_header,
+    peer_flag, peer_mode,
 };
 pub use service::{
     Frontend, FrontendKey, KEEPS_SOURCE, RangeKey, Service, frontend_flag, service_flag,

@@ -34,7 +34,7 @@ maps! {
     ENDPOINT6: "endpoint6_v2", ENDPOINT6_SIZE = 65536;
     ROUTE4: "route4_v1", ROUTE4_SIZE = 16384;
     ROUTE6: "route6_v1", ROUTE6_SIZE = 16384;
-    PEER: "peer_v2", PEER_SIZE = 8192;
+    PEER: "peer_v3", PEER_SIZE = 8192;
     PEER_NAME: "peer_name_v1", PEER_NAME_SIZE = 8192;
     PEER_COUNT: "peer_count_v1", PEER_COUNT_SIZE = 8192;
     ICMP_LIMIT: "icmp_limit_v1", ICMP_LIMIT_SIZE = 1024;

@@ -1,4 +1,4 @@
-//! Routes to other nodes and their precomputed headers: `route4_v1`, `route6_v1`, `peer_v2`; what they are called and what
+//! Routes to other nodes and their precomputed headers: `route4_v1`, `route6_v1`, `peer_v3`; what they are called and what
 //! went there: `peer_name_v1`, `peer_count_v1`.
 
 use crate::{Address, Counter, Plain, text};
@@ -19,14 +19,14 @@ unsafe impl<A: Address> Plain for RouteKey<A> {}
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(C)]
 pub struct Route {
-    /// Index into `peer_v2`; 0 is never given.
+    /// Index into `peer_v3`; 0 is never given.
     pub peer_id: u32,
 }
 
 // SAFETY: one word.
 unsafe impl Plain for Route {}
 
-/// Value of `peer_v2`, an array by peer id: everything that a packet to that node needs, computed in user space.
+/// Value of `peer_v3`, an array by peer id: everything that a packet to that node needs, computed in user space.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(C)]
 pub struct Peer {
@@ -53,9 +53,11 @@ pub struct Peer {
     /// If packets get an outer UDP checksum, what the sum starts from, never 0: the words, read in network order, of
     /// `header` behind its IP header, of both addresses, and the protocol, not folded. 0: the checksum stays zero.
     pub checksum_sum: u32,
+    /// See [`peer_flag`].
+    pub flags: u32,
 }
 
-// SAFETY: 72 bytes, a word, four bytes, 16 bytes, three words: no implicit padding.
+// SAFETY: 72 bytes, a word, four bytes, 16 bytes, four words: no implicit padding.
 unsafe impl Plain for Peer {}
 
 impl Default for Peer {
@@ -70,6 +72,7 @@ impl Default for Peer {
             mtu: 0,
             device_ifindex: 0,
             checksum_sum: 0,
+            flags: 0,
         }
     }
 }
@@ -134,6 +137,30 @@ pub mod peer_mode {
     pub const UDP_ON_LINK: u8 = 5;
     /// By the kernel's VXLAN device, addressed with the MAC addresses at the end of [`Peer::header`](super::Peer).
     pub const DEVICE: u8 = 6;
+}
+
+/// Bits of [`Peer::flags`].
+pub mod peer_flag {
+    /// It takes connections from outside as they are, labelled ([`direct_label`](super::direct_label)), and answers
+    /// their clients itself.
+    pub const DIRECT_RETURN: u32 = 1;
+}
+
+/// The VXLAN header and the inner MAC addresses of a packet that is handed on as it arrived, for the backend's node to
+/// answer: offsets there. They say what that node must know, so that such a packet is no longer than any other.
+pub mod direct_label {
+    /// Of the label in bytes: what is left of [`overlay_header::VXLAN_LEN`](super::overlay_header::VXLAN_LEN) is the inner
+    /// EtherType.
+    pub const LEN: usize = 20;
+    /// The flags: the VNI is valid, and a bit that RFC 7348 reserves. Who does not know it drops the packet.
+    pub const FLAGS: u8 = 0x48;
+    /// The backend's port, in network byte order. The byte behind it is zero, and the VNI follows.
+    pub const PORT: usize = 1;
+    /// The last eight bytes of the backend's address; the first four of them are zero for IPv4. The rest of an IPv6
+    /// address is that of the receiver's podCIDR.
+    pub const ADDR: usize = 8;
+    /// Which node sent it: its address for source NAT, or without IPv4 the second four bytes of the IPv6 one.
+    pub const SENDER: usize = 16;
 }
 
 /// Lengths of [`Peer::header`] and offsets in it. RFC 791, RFC 8200, RFC 768, RFC 7348 section 5.

@@ -1,6 +1,8 @@
 //! Out of the overlay: what is accepted from whom, and the outer headers taken off.
 
-use ebpf_abi::{Addr4, Addr6, Config, DropReason, Family, config_flag, overlay_header as outer};
+use ebpf_abi::{
+    Addr4, Addr6, Config, DropReason, Family, config_flag, direct_label, overlay_header as outer,
+};
 
 use crate::{
     Ip, Node, Packet, PeerEvent,
@@ -48,9 +50,10 @@ pub(crate) fn is_overlay<A: Ip>(config: &Config, headers: &Headers<A>) -> bool {
 /// its header and the inner Ethernet header. Then nothing of it may reach the host's stack; it is unchanged if it is
 /// refused.
 ///
-/// The first thing that such packets meet, and all that is read of their outer headers.
+/// The first thing that such packets meet, and all that is read of their outer headers. `vouched_by`: the peer that
+/// hands a labelled packet on; while it is 0, such a packet is left as it is.
 #[inline(never)]
-pub(crate) fn decapsulate<A, P, N>(packet: &mut P, node: &N) -> Step
+pub(crate) fn decapsulate<A, P, N>(packet: &mut P, node: &N, vouched_by: u32) -> Step
 where
     A: Ip,
     P: Packet,
@@ -85,8 +88,15 @@ where
         whole: is_whole(&payload, u16::from_be_bytes([udp[4], udp[5]])),
     };
     let ecn = header[1] >> A::ECN_SHIFT & ECN_CONGESTION;
-    let (inner, at) = look_inside(packet, config, &outer);
-    let sender = check_inside(packet, node, inner, at, &outer.src);
+    let (inside, at) = look_inside(packet, config, &outer);
+    let inner = inside & !LABELLED;
+    let sender = if inside == inner {
+        check_inside(packet, node, inner, at, &outer.src)
+    } else if vouched_by == 0 {
+        return Step::labelled(at, inner == V6);
+    } else {
+        vouched_by
+    };
     if sender & REFUSED != 0 {
         return Step::drop_numbered(sender & !REFUSED);
     }
@@ -161,6 +171,8 @@ pub(crate) type Inside = u32;
 const NOTHING: Inside = 0;
 pub(crate) const V4: Inside = 4;
 pub(crate) const V6: Inside = 6;
+/// Set where another node hands on what arrived there: see [`crate::direct_return`].
+pub(crate) const LABELLED: Inside = 1 << 8;
 
 /// RFC 7348 section 5.
 #[inline(always)]
@@ -174,12 +186,17 @@ fn inside_vxlan<A: Ip, P: Packet>(packet: &P, config: &Config, outer: &Outer<A>)
     }
     let vni = u32::from_be_bytes([0, vxlan[4], vxlan[5], vxlan[6]]);
     let ethertype = u16::from_ne_bytes([vxlan[20], vxlan[21]]);
-    if vxlan[0] != 0x08 || vni != config.vni {
+    let labelled = match vxlan[0] {
+        0x08 => 0,
+        direct_label::FLAGS => LABELLED,
+        _ => return NOTHING,
+    };
+    if vni != config.vni {
         NOTHING
     } else if ethertype == Addr4::ETHERTYPE {
-        V4
+        V4 | labelled
     } else if ethertype == Addr6::ETHERTYPE {
-        V6
+        V6 | labelled
     } else {
         NOTHING
     }
@@ -211,6 +228,12 @@ fn sender<I: Ip, A: Ip, P: Packet, N: Node<I>>(packet: &P, node: &N, at: u32, fr
     }
     // No route leads to the id 0, and no peer has it.
     let peer_id = node.route(&I::read(&src, 0)).unwrap_or(0);
+    sent_by::<I, A, N>(node, peer_id, from)
+}
+
+/// The id of a peer, if its underlay address is `from`; else [`REFUSED`] with a drop reason's number.
+#[inline(always)]
+pub(crate) fn sent_by<I: Ip, A: Ip, N: Node<I>>(node: &N, peer_id: u32, from: &A) -> u32 {
     match node.peer(peer_id) {
         Some(peer)
             if peer.underlay_family == A::FAMILY as u8

@@ -3,7 +3,7 @@
 use ebpf_abi::{Config, DropReason, KEEPS_SOURCE, Peer, config_flag, endpoint_flag, peer_mode};
 
 use crate::{
-    Ip, Node, Packet, PeerEvent, encapsulate,
+    Ip, Node, Packet, PeerEvent, direct_return, encapsulate,
     ip::ETH_LEN,
     parse::{Headers, Kind},
     path::Origin,
@@ -93,6 +93,8 @@ pub(crate) struct Forward<'a, A> {
     /// The tuple that the packet gets, if it gets another one.
     pub(crate) target: Option<Target<'a, A>>,
     pub(crate) origin: Origin,
+    /// The packet keeps its tuple: `target` only says to which backend of another node it is handed on.
+    pub(crate) hands_on: bool,
 }
 
 impl<A: Ip> Forward<'_, A> {
@@ -178,7 +180,8 @@ impl<A: Ip> Forward<'_, A> {
         if hop && headers.ttl() <= 1 {
             return Step::TIME_EXCEEDED;
         }
-        if let Err(reason) = headers.write(packet, self.target, hop) {
+        let written = if self.hands_on { None } else { self.target };
+        if let Err(reason) = headers.write(packet, written, hop) {
             return Step::drop(reason);
         }
         if let Some(macs) = link
@@ -188,6 +191,11 @@ impl<A: Ip> Forward<'_, A> {
         }
         if let Some(peer) = overlay
             && let Err(reason) = encapsulate::encapsulate(packet, headers, peer)
+        {
+            return Step::drop(reason);
+        }
+        if self.hands_on
+            && let Err(reason) = direct_return::label(packet, self.config, overlay, self.target)
         {
             return Step::drop(reason);
         }

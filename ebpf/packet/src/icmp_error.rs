@@ -3,7 +3,7 @@
 //! RFC 5508 section 4, RFC 4443: the quoted packet runs in the opposite direction of the error, so the entry that
 //! translates it is that of its answers.
 
-use ebpf_abi::{Config, ConnKey, DropReason};
+use ebpf_abi::{Config, ConnKey, DropReason, conn_flag};
 
 use crate::{
     ChecksumField, Entry, Ip, Node, Packet, checksum,
@@ -50,6 +50,8 @@ struct Change<A> {
     new_src: A,
     old_dst: A,
     new_dst: A,
+    /// Of a connection that is handed on, whose errors are too: nothing is exchanged, `new_dst` is the backend's. Else 0.
+    backend_port_be: u16,
 }
 
 /// Translates the quoted packet. Returns 0 or the number of a drop reason.
@@ -65,7 +67,7 @@ fn translate_quote<A: Ip, P: Packet, N: Node<A>>(
         return 0;
     }
     let mut new = ConnKey::default();
-    if !original(node, quote.tuple(), &mut new, change) {
+    if !original(node, quote.tuple(), &mut new, change) || change.backend_port_be != 0 {
         return 0;
     }
     let difference = quote.write(packet, &new);
@@ -97,11 +99,13 @@ fn original<A: Ip, N: Node<A>>(
         return false;
     };
     *new = *entry.answers();
+    let handed_on = !entry.is_reply() && entry.state().flags & conn_flag::DIRECT_RETURN != 0;
     *change = Change {
         old_src: key.src,
         new_src: new.dst,
         old_dst: key.dst,
         new_dst: new.src,
+        backend_port_be: if handed_on { new.src_port_be } else { 0 },
     };
     true
 }
@@ -134,13 +138,14 @@ fn send<A: Ip, P: Packet, N: Node<A>>(
     let mut answers = ConnKey::default();
     let translated = exchange(headers.tuple(), change, &mut answers);
     let way = Way::find(node, &answers.src);
-    if translated && matches!(way.place, Place::Peer) {
+    if translated && change.backend_port_be == 0 && matches!(way.place, Place::Peer) {
         speak_for_router(config, headers.tuple(), &mut answers, origin);
     }
     let forward = Forward {
         config,
         target: translated.then_some(Target(&answers)),
         origin: Origin::of(origin),
+        hands_on: change.backend_port_be != 0,
     };
     forward.send(packet, node, &mut headers, way)
 }
@@ -149,7 +154,7 @@ fn send<A: Ip, P: Packet, N: Node<A>>(
 #[inline(never)]
 fn exchange<A: Ip>(tuple: &ConnKey<A>, change: &Change<A>, answers: &mut ConnKey<A>) -> bool {
     // Field by field: a tuple that is made first and copied then would lie on the stack, and this is the deepest call.
-    answers.src_port_be = tuple.dst_port_be;
+    answers.src_port_be = tuple.dst_port_be | change.backend_port_be;
     answers.dst_port_be = tuple.src_port_be;
     answers.protocol = tuple.protocol;
     let translated = !change.old_dst.is_unset();

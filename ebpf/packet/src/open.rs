@@ -1,6 +1,6 @@
 //! The first packet of a connection that must be tracked: which backend, which source, and the connection's record.
 
-use ebpf_abi::{Config, ConnKey, DropReason, Frontend, FrontendKey, conn_flag};
+use ebpf_abi::{Config, ConnKey, DropReason, Frontend, FrontendKey, conn_flag, peer_flag};
 
 use crate::{
     Ip, Node, Packet,
@@ -142,6 +142,7 @@ fn balance<A: Ip, N: Node<A>>(node: &N, new: &mut New<A>, origin: u8) -> u32 {
     new.use_own_ports(config);
     match source(node, config, &new.target, origin) {
         Source::Kept => {}
+        Source::HandedOn => new.flags |= conn_flag::DIRECT_RETURN,
         Source::Own => new.take_source(),
         Source::Node => {
             new.use_node_ports(config);
@@ -159,6 +160,8 @@ fn balance<A: Ip, N: Node<A>>(node: &N, new: &mut New<A>, origin: u8) -> u32 {
 enum Source {
     /// The client's.
     Kept,
+    /// The client's: the backend's node gets the packets as they are, and answers itself.
+    HandedOn,
     /// The node's address for source NAT, so that the answer comes back to this node.
     Own,
     /// The node's address on the uplink: the backend is outside of the cluster.
@@ -173,13 +176,22 @@ fn source<A: Ip, N: Node<A>>(
     origin: Origin,
 ) -> Source {
     let from_network = matches!(origin, Origin::Network);
-    match Way::find(node, &wanted.dst).place {
+    let way = Way::find(node, &wanted.dst);
+    match way.place {
         // Hairpin: the pod would take an answer from itself for its own packet.
         Place::Pod if wanted.src == wanted.dst => Source::Own,
         Place::Pod | Place::SourceNat => Source::Kept,
+        Place::Peer if from_network && answers_directly(node, way.peer_id) => Source::HandedOn,
         Place::Host | Place::Peer if from_network => Source::Own,
         Place::Host | Place::Peer => Source::Kept,
         Place::Outside if from_network || masquerades(node, config, &wanted.dst) => Source::Node,
         Place::Outside => Source::Kept,
     }
+}
+
+/// Whether a node answers clients outside itself.
+#[inline(always)]
+fn answers_directly<A: Ip, N: Node<A>>(node: &N, peer_id: u32) -> bool {
+    node.peer(peer_id)
+        .is_some_and(|peer| peer.flags & peer_flag::DIRECT_RETURN != 0)
 }

@@ -1,10 +1,10 @@
 //! The path of a packet: connection, service, way. One function for each hook.
 
-use ebpf_abi::{Addr4, Addr6, DropReason};
+use ebpf_abi::{Addr4, Addr6, DropReason, conn_flag};
 
 use crate::{
-    Entry, Ip, Node, Packet, PeerEvent, decapsulate,
-    forward::{Forward, Way},
+    Entry, Ip, Node, Packet, PeerEvent, decapsulate, direct_return,
+    forward::{Forward, Place, Way},
     fragment, icmp_answer, icmp_error,
     ip::ETH_LEN,
     open,
@@ -125,12 +125,39 @@ where
     N: Node<A> + Node<Addr4> + Node<Addr6>,
 {
     if ORIGIN == NETWORK {
-        let step = decapsulate::decapsulate::<A, P, N>(packet, node);
+        let step = decapsulate::decapsulate::<A, P, N>(packet, node, 0);
+        if step.next() == Next::Labelled {
+            return receive::<A, P, N>(packet, node, step);
+        }
         if step != decapsulate::NOT_OVERLAY {
             return step;
         }
     }
     through::<A, P, N, ORIGIN>(packet, node)
+}
+
+/// A packet that another node hands on.
+#[inline(always)]
+fn receive<A, P, N>(packet: &mut P, node: &N, labelled: Step) -> Step
+where
+    A: Ip,
+    P: Packet,
+    N: Node<A> + Node<Addr4> + Node<Addr6>,
+{
+    let at = labelled.inner_at();
+    let sender = direct_return::sender_of::<A, P, N>(packet, node, at);
+    if sender & decapsulate::REFUSED != 0 {
+        return Step::drop_numbered(sender & !decapsulate::REFUSED);
+    }
+    let code = if labelled.is_ipv6() {
+        direct_return::accept::<Addr6, P, N>(packet, node, at)
+    } else {
+        direct_return::accept::<Addr4, P, N>(packet, node, at)
+    };
+    if code != 0 {
+        return Step::drop_numbered(code);
+    }
+    decapsulate::decapsulate::<A, P, N>(packet, node, sender)
 }
 
 /// A packet on its way; a connection's first packet goes it twice, the second time as a tracked one.
@@ -293,10 +320,15 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
             return Step::REFUSE;
         }
     }
+    let hands_on = matches!(way.place, Place::Peer)
+        && entry.as_ref().is_some_and(|entry| {
+            !entry.is_reply() && entry.state().flags & conn_flag::DIRECT_RETURN != 0
+        });
     Forward {
         config,
         target,
         origin,
+        hands_on,
     }
     .send(packet, node, headers, way)
 }

@@ -5,7 +5,7 @@
 //! decides nothing that the other would decide differently, so it may come and go while packets flow. Both keep their
 //! connections in the same table.
 
-use ebpf_abi::{Addr4, Addr6, Config, ConnKey, DropReason, Family, Peer, peer_mode};
+use ebpf_abi::{Addr4, Addr6, Config, ConnKey, DropReason, Family, Peer, conn_flag, peer_mode};
 
 use crate::{
     Device, Entry, Ip, Neighbour, Node, PeerEvent,
@@ -96,7 +96,8 @@ fn pass_on<A: Ip, P: Device, N: Node<A>>(packet: &mut P, node: &N) -> Step {
     };
     let state = entry.state();
     let (target, is_reply) = (Target(entry.answers()), entry.is_reply());
-    if headers.ttl() <= 1 || track::is_stale(node, &headers, &state, is_reply) {
+    let is_handed_on = state.flags & conn_flag::DIRECT_RETURN != 0;
+    if headers.ttl() <= 1 || is_handed_on || track::is_stale(node, &headers, &state, is_reply) {
         return Step::PASS;
     }
     let way = Way::find(node, target.dst());

@@ -22,19 +22,24 @@ pub(crate) fn flags_of<A: Ip>(headers: &Headers<A>, flags: u32, is_reply: bool) 
     if !headers.is_tcp() {
         return if is_reply { answered } else { conn_flag::OPEN };
     }
+    let seen_alone = flags & conn_flag::DIRECT_RETURN != 0;
     let seen = headers.tcp_flags;
     let mut new = answered;
     if seen & tcp::FIN != 0 {
-        new |= if is_reply {
-            conn_flag::BACKEND_FIN
-        } else {
-            conn_flag::CLIENT_FIN
+        new |= match is_reply {
+            true => conn_flag::BACKEND_FIN,
+            // The backend's does not come this way.
+            false if seen_alone => conn_flag::CLIENT_FIN | conn_flag::BACKEND_FIN,
+            false => conn_flag::CLIENT_FIN,
         };
     }
     if seen & tcp::RST != 0 {
         new |= conn_flag::TCP_RST;
     } else if seen & tcp::SYN != 0 {
         new |= if is_reply { 0 } else { conn_flag::OPEN };
+    } else if !is_reply && seen_alone {
+        // A client that goes on was answered, by another way.
+        new |= conn_flag::ANSWERED | conn_flag::CONFIRMED;
     } else if !is_reply && flags & conn_flag::ANSWERED != 0 {
         new |= conn_flag::CONFIRMED;
     }
@@ -161,7 +166,8 @@ impl<A: Ip> New<A> {
     #[inline(always)]
     pub(crate) fn take_source(&mut self) {
         self.target.src = self.nat_addr;
-        self.flags |= conn_flag::SOURCE_NAT;
+        // The answers must come here.
+        self.flags = self.flags & !conn_flag::DIRECT_RETURN | conn_flag::SOURCE_NAT;
     }
 
     /// Tracks the connection whose packets arrive with `key`, under another source port if the wanted one is in use.

@@ -56,6 +56,8 @@ pub(crate) enum Next {
     Inner6,
     /// The packet is the overlay's.
     Overlay,
+    /// Another node hands on what arrived there: see [`crate::direct_return`], [`Step::inner_at`] and [`Step::is_ipv6`].
+    Labelled,
 }
 
 /// Of the payload of a packet that came out of the overlay; the peer's id takes the rest, which is far smaller.
@@ -81,6 +83,7 @@ const OPEN_DIRECT: u64 = 14;
 const REFUSE: u64 = 15;
 const TIME_EXCEEDED: u64 = 16;
 const OVERLAY: u64 = 17;
+const LABELLED: u64 = 18;
 
 impl Step {
     pub(crate) const PASS: Self = Self::of(PASS, 0);
@@ -145,6 +148,24 @@ impl Step {
         Self::of(INNER6, peer_id << ECN_BITS | ecn as u32)
     }
 
+    /// A packet that another node hands on starts at `at`.
+    #[inline(always)]
+    pub(crate) const fn labelled(at: u32, ipv6: bool) -> Self {
+        Self::of(LABELLED, at << 1 | ipv6 as u32)
+    }
+
+    /// Of what is handed on: where it starts.
+    #[inline(always)]
+    pub(crate) const fn inner_at(self) -> u32 {
+        self.payload() >> 1
+    }
+
+    /// Of what is handed on: its family.
+    #[inline(always)]
+    pub(crate) const fn is_ipv6(self) -> bool {
+        self.payload() & 1 != 0
+    }
+
     /// Of what came out of the overlay: the ECN field of the outer header.
     #[inline(always)]
     pub(crate) const fn outer_ecn(self) -> u32 {
@@ -196,6 +217,7 @@ impl Step {
             REFUSE => Next::Refuse,
             TIME_EXCEEDED => Next::TimeExceeded,
             OVERLAY => Next::Overlay,
+            LABELLED => Next::Labelled,
             _ => Next::Done,
         }
     }

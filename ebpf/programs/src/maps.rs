@@ -58,7 +58,7 @@ pub static ENDPOINT6: HashMap<Addr6, Endpoint, { maps::ENDPOINT6_SIZE }, ON_DEMA
 pub static ROUTE4: LpmTrie<RouteKey<Addr4>, Route, { maps::ROUTE4_SIZE }> = LpmTrie::new();
 #[btf_map(name = "route6_v1")]
 pub static ROUTE6: LpmTrie<RouteKey<Addr6>, Route, { maps::ROUTE6_SIZE }> = LpmTrie::new();
-#[btf_map(name = "peer_v2")]
+#[btf_map(name = "peer_v3")]
 pub static PEER: Array<Peer, { maps::PEER_SIZE }> = Array::new();
 /// For people: no program reads it.
 #[btf_map(name = "peer_name_v1")]

@@ -37,6 +37,8 @@ pub struct Connection {
     pub backend_id: u32,
     pub state: &'static str,
     pub source_nat: bool,
+    /// The client's packets go on as they are; the backend's node answers.
+    pub direct_return: bool,
     /// Seconds since the last packet of either direction.
     pub idle_seconds: f64,
     #[serde(skip)]
@@ -97,6 +99,7 @@ fn connection<A: Family>(conn: &Conn<A>, view: &View, now_ns: u64) -> Connection
         backend_id: conn.backend_id,
         state: state(conn_state(protocol, conn.flags)),
         source_nat: conn.flags & conn_flag::SOURCE_NAT != 0,
+        direct_return: conn.flags & conn_flag::DIRECT_RETURN != 0,
         idle_seconds: Duration::from_nanos(now_ns.saturating_sub(conn.last_seen_ns)).as_secs_f64(),
     }
 }

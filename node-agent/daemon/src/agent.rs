@@ -409,6 +409,7 @@ fn overlay(
         checksum: flags.overlay_checksum,
         by_device: flags.vxlan_device,
         device_ifindex: 0,
+        direct_return: flags.direct_server_return,
     };
     Ok(Overlay::new(options)?.encapsulating(outer)?)
 }

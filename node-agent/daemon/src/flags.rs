@@ -110,6 +110,12 @@ pub struct Flags {
     #[arg(long)]
     pub vxlan_device: bool,
 
+    /// With --overlay=vxlan: what comes from outside for a backend of another node is handed on to that node as it is, and
+    /// that node answers the client itself, in the name of the address that was asked; among the nodes that have this flag.
+    /// The network between nodes and clients must let such answers through.
+    #[arg(long)]
+    pub direct_server_return: bool,
+
     /// Spoils the programs' outer checksums in the test of them at the start, to rehearse what then happens.
     #[arg(long, hide = true)]
     pub rehearse_wrong_checksums: bool,

@@ -108,12 +108,19 @@ impl FromStr for AnnotationPrefix {
 pub struct BackendData {
     #[serde(rename = "VNI")]
     pub vni: u32,
+    /// No field of flannel's, which leaves it alone: the node takes labelled packets ([`ebpf_abi::direct_label`]).
+    #[serde(rename = "DirectReturn", default, skip_serializing_if = "is_false")]
+    pub direct_return: bool,
     #[serde(
         rename = "VtepMAC",
         serialize_with = "as_text",
         deserialize_with = "from_text"
     )]
     pub vtep_mac: VtepMac,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// What this node's Node object must say, given what it says now: the administrator's addresses go over ours.
@@ -232,21 +239,34 @@ mod tests {
     fn the_body_is_byte_for_byte_what_flannel_writes() {
         let data = BackendData {
             vni: 1,
+            direct_return: false,
             vtep_mac: VtepMac([0x12, 0xc6, 0x65, 0x89, 0xb4, 0xe3]),
         };
-        let attributes = Attributes {
-            backend_data: serde_json::to_value(data).unwrap(),
-            ..Attributes::default()
+        let with_more = BackendData {
+            direct_return: true,
+            ..data
         };
-        let prefix = AnnotationPrefix::default();
-        let text = &annotations(&prefix, &attributes, &BTreeMap::new())[&prefix.backend_data()];
-        assert_eq!(text, r#"{"VNI":1,"VtepMAC":"12:c6:65:89:b4:e3"}"#);
-        assert_eq!(serde_json::from_str::<BackendData>(text).unwrap(), data);
-        // How flanneld itself recovers the address.
-        assert_eq!(
-            text.trim_matches(['"', '}']).split(":\"").nth(1),
-            Some("12:c6:65:89:b4:e3")
-        );
+        for (data, expected) in [
+            (data, r#"{"VNI":1,"VtepMAC":"12:c6:65:89:b4:e3"}"#),
+            (
+                with_more,
+                r#"{"DirectReturn":true,"VNI":1,"VtepMAC":"12:c6:65:89:b4:e3"}"#,
+            ),
+        ] {
+            let attributes = Attributes {
+                backend_data: serde_json::to_value(data).unwrap(),
+                ..Attributes::default()
+            };
+            let prefix = AnnotationPrefix::default();
+            let text = &annotations(&prefix, &attributes, &BTreeMap::new())[&prefix.backend_data()];
+            assert_eq!(text, expected);
+            assert_eq!(serde_json::from_str::<BackendData>(text).unwrap(), data);
+            // How flanneld itself recovers the address.
+            assert_eq!(
+                text.trim_matches(['"', '}']).split(":\"").nth(1),
+                Some("12:c6:65:89:b4:e3")
+            );
+        }
     }
 
     #[test]

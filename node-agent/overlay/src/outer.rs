@@ -30,6 +30,8 @@ pub struct Outer {
     pub by_device: bool,
     /// The device's index; 0: it is not made (yet).
     pub device_ifindex: u32,
+    /// What comes from outside for the backend of a node that wants the same is handed on to it, for it to answer.
+    pub direct_return: bool,
 }
 
 impl FromStr for Checksum {
@@ -51,12 +53,15 @@ impl Overlay {
     /// When the mode cannot be encapsulated so.
     pub fn encapsulating(mut self, outer: Outer) -> Result<Self, OverlayError> {
         let mode = self.options().mode;
-        let flag = if outer.by_device {
-            "--vxlan-device"
-        } else {
-            "--overlay-checksum on"
-        };
-        if mode != Mode::Vxlan && (outer.by_device || outer.checksum == Checksum::On) {
+        let wanted = [
+            ("--vxlan-device", outer.by_device),
+            ("--overlay-checksum on", outer.checksum == Checksum::On),
+            ("--direct-server-return", outer.direct_return),
+        ];
+        let wanted = wanted.into_iter().find(|(_, is_wanted)| *is_wanted);
+        if let Some((flag, _)) = wanted
+            && mode != Mode::Vxlan
+        {
             let found = mode.name();
             return Err(OverlayError::NeedsVxlan { flag, found });
         }
@@ -81,6 +86,12 @@ impl Overlay {
     /// Whether the kernel's VXLAN device must be there.
     pub fn needs_device(&self) -> bool {
         self.outer.by_device || self.checksum()
+    }
+
+    /// Whether clients outside are answered by their backend's node, where that one says the same. A label is under no
+    /// checksum, and the kernel's device neither makes nor takes any.
+    pub fn returns_directly(&self) -> bool {
+        self.outer.direct_return && !self.needs_device()
     }
 
     /// Lets the device, or the checksum, be known of a peer whose header is filled in.

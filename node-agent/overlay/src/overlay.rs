@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ebpf_abi::{Family, Peer, config_flag, overlay_header, peer_mode};
+use ebpf_abi::{Family, Peer, config_flag, direct_label, overlay_header, peer_flag, peer_mode};
 use ipnetwork::IpNetwork;
 use node_agent_model::PeerRoutes;
 use serde_json::Value;
@@ -51,6 +51,8 @@ pub struct Overlay {
     pub(crate) outer: Outer,
 }
 
+/// Bits of an IPv6 address that a label leaves out.
+const LABELLED_PREFIX: u8 = 8 * (16 - (direct_label::SENDER - direct_label::ADDR)) as u8;
 /// RFC 8200 section 5: a link that carries IPv6 has an MTU of at least 1280 bytes.
 const LEAST_MTU: u32 = 1280;
 
@@ -211,6 +213,8 @@ impl Overlay {
     pub fn config_flags(&self) -> u32 {
         if self.outer.by_device {
             0
+        } else if self.returns_directly() {
+            self.options.mode.config_flags() | config_flag::DIRECT_RETURN
         } else {
             self.options.mode.config_flags()
         }
@@ -244,6 +248,7 @@ impl Overlay {
         let data = match options.mode {
             Mode::Vxlan => serde_json::to_value(BackendData {
                 vni: options.vni,
+                direct_return: self.returns_directly(),
                 vtep_mac: options.mac,
             })
             .expect("a number and a string serialize"),
@@ -306,7 +311,7 @@ impl Overlay {
             IpAddr::V4(_) => (v4?, &attributes.backend_data),
             IpAddr::V6(_) => (v6?, &attributes.backend_v6_data),
         };
-        let peer = self.encapsulated(remote, data)?;
+        let peer = self.encapsulated(remote, data, &lease.subnets)?;
         if !options.direct_routing || !self.is_on_link(remote) {
             let prefixes = lease.subnets.clone();
             return Ok([Some(PeerRoutes { peer, prefixes }), None]);
@@ -330,8 +335,14 @@ impl Overlay {
         links.any(|link| link.contains(remote))
     }
 
-    fn encapsulated(&self, remote: IpAddr, data: &Value) -> Result<Peer, NotAPeer> {
+    fn encapsulated(
+        &self,
+        remote: IpAddr,
+        data: &Value,
+        subnets: &[IpNetwork],
+    ) -> Result<Peer, NotAPeer> {
         let options = &self.options;
+        let mut direct_return = false;
         let encapsulation = if options.mode == Mode::Udp {
             Encapsulation::Udp
         } else {
@@ -347,6 +358,7 @@ impl Overlay {
                     expected: options.vni,
                 });
             }
+            direct_return = data.direct_return && self.returns_directly() && fit_labels(subnets);
             Encapsulation::Vxlan {
                 vni: options.vni,
                 own_mac: options.mac,
@@ -357,8 +369,18 @@ impl Overlay {
         let on_link = self.is_on_link(remote);
         encapsulation.fill(&mut peer, self.underlay, options.port, on_link);
         self.finish(&mut peer);
+        if direct_return {
+            peer.flags |= peer_flag::DIRECT_RETURN;
+        }
         Ok(peer)
     }
+}
+
+/// Whether the pods of these subnets are told from each other by the part of an address that a label has.
+fn fit_labels(subnets: &[IpNetwork]) -> bool {
+    subnets
+        .iter()
+        .all(|subnet| subnet.is_ipv4() || subnet.prefix() >= LABELLED_PREFIX)
 }
 
 type Filter = fn(&IpNetwork) -> bool;

@@ -5,6 +5,7 @@
 mod agent;
 mod api;
 mod clients;
+mod dual_service;
 mod etcd;
 mod flannel;
 mod load_balancer;
@@ -29,6 +30,7 @@ use tokio::runtime::{Builder, Runtime};
 pub use agent::Agent;
 pub use api::Api;
 pub use clients::{Clients, who_answers};
+pub use dual_service::{DualService, NODE_PORT};
 pub use etcd::Etcd;
 pub use flannel::{FlannelLease, FlannelNode, Registry, flanneld};
 pub use load_balancer::{HealthCheck, LoadBalancer, PORT as LOAD_BALANCER_PORT, Turn};

@@ -10,8 +10,8 @@ use crate::{Api, Pod};
 
 /// Where its pods listen.
 pub const PORT: u16 = 8080;
-const SERVICES: &str = "/api/v1/namespaces/default/services";
-const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+pub(crate) const SERVICES: &str = "/api/v1/namespaces/default/services";
+pub(crate) const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
 
 impl Api {
     /// Makes the Service, with no pod behind it yet, and answers its address.

@@ -6,28 +6,18 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use http::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 use tests_agent::{
-    Agent, Api, Flow, Kind, Pod, Servers, Traffic, eventually, lost_segments, overflown_datagrams,
-    without_root,
+    Agent, Api, DualService, Flow, Kind, NODE_PORT, Servers, Traffic, WEB_PORT, eventually,
+    lost_segments, overflown_datagrams, without_root,
 };
 use tests_testkit::{NetNs, Underlay, program_with};
 
-const PORT: u16 = 8080;
 /// Requests and answers in which each step happens.
 const PACKETS: u64 = 1_000_000;
-const SERVICES: &str = "/api/v1/namespaces/default/services";
-const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
 /// What a program of the other version writes for a packet that it drops.
 const DROP_LINE: &str = "drop ";
 const REPLACED_LINE: &str = "program replaced";
-
-/// A Service of both families.
-struct Service {
-    addresses: Vec<IpAddr>,
-    node_port: u16,
-}
 
 #[test]
 fn restart_upgrade_and_downgrade_each_under_a_million_packets_lose_none_and_misroute_none() {
@@ -48,21 +38,23 @@ fn restart_upgrade_and_downgrade_each_under_a_million_packets_lose_none_and_misr
     let clients = [0, 1].map(|node: usize| agents[node].pod("client").unwrap());
     let servers = [0, 1].map(|node: usize| agents[node].pod("server").unwrap());
     let outside = underlay.machine(200).unwrap();
-    let numbers = service(&api, "numbers", &json!({"type": "NodePort"})).unwrap();
-    publish(&api, "numbers", &[(&servers[0], 1), (&servers[1], 2)]).unwrap();
+    let numbers = DualService::make(&api, "numbers", &json!({"type": "NodePort"})).unwrap();
+    numbers
+        .publish(&api, &[(&servers[0], 1), (&servers[1], 2)])
+        .unwrap();
     // What the first node must drop.
-    let elsewhere = service(
+    let elsewhere = DualService::make(
         &api,
         "elsewhere",
         &json!({"internalTrafficPolicy": "Local"}),
     )
     .unwrap();
-    publish(&api, "elsewhere", &[(&servers[1], 2)]).unwrap();
-    let _answering = Servers::start(servers.iter().map(|pod| &pod.netns), PORT).unwrap();
+    elsewhere.publish(&api, &[(&servers[1], 2)]).unwrap();
+    let _answering = Servers::start(servers.iter().map(|pod| &pod.netns), WEB_PORT).unwrap();
 
     let inside = |family: usize| SocketAddr::new(numbers.addresses[family], 80);
     let node: [IpAddr; 2] = [Underlay::ipv4(1).into(), Underlay::ipv6(1).into()];
-    let node_port = |family: usize| SocketAddr::new(node[family], numbers.node_port);
+    let node_port = |family: usize| SocketAddr::new(node[family], NODE_PORT);
     // The agents are borrowed for their steps.
     let host = agents[0].machine().netns.again().unwrap();
     let places = [
@@ -224,45 +216,5 @@ fn dropped_packets(metrics: &str) -> u64 {
 fn reach(from: &NetNs, to: SocketAddr) -> Result<()> {
     from.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(1)))
         .with_context(|| format!("connect to {to}"))?;
-    Ok(())
-}
-
-fn service(api: &Api, name: &str, more: &Value) -> Result<Service> {
-    let mut object = json!({"metadata": {"name": name}, "spec": {"ipFamilyPolicy": "RequireDualStack", "ports": [
-        {"name": "tcp", "port": 80, "targetPort": PORT, "protocol": "TCP"},
-        {"name": "udp", "port": 80, "targetPort": PORT, "protocol": "UDP"}]}});
-    for (key, value) in more.as_object().into_iter().flatten() {
-        object["spec"][key] = value.clone();
-    }
-    // One number for both protocols.
-    if more["type"] == "NodePort" {
-        for port in 0..2 {
-            object["spec"]["ports"][port]["nodePort"] = json!(30777);
-        }
-    }
-    let made = api.call(Method::POST, SERVICES, Some(object))?;
-    let addresses = made["spec"]["clusterIPs"]
-        .as_array()
-        .context("no clusterIPs")?
-        .iter();
-    let addresses = addresses.map(|ip| Ok(ip.as_str().unwrap_or_default().parse()?));
-    Ok(Service {
-        addresses: addresses.collect::<Result<_>>()?,
-        node_port: 30777,
-    })
-}
-
-/// Makes the EndpointSlices of a Service: pods with the numbers of their nodes.
-fn publish(api: &Api, service: &str, pods: &[(&Pod, u8)]) -> Result<()> {
-    for (family, kind) in ["IPv4", "IPv6"].iter().enumerate() {
-        let endpoint = |(pod, node): &(&Pod, u8)| json!({"addresses": [pod.ips[family]], "nodeName": format!("n{node}"), "conditions": {"ready": true}});
-        let endpoints: Vec<Value> = pods.iter().map(endpoint).collect();
-        let port =
-            |name: &str| json!({"name": name, "port": PORT, "protocol": name.to_uppercase()});
-        api.call(Method::POST, SLICES, Some(json!({
-            "metadata": {"name": format!("{service}-{family}"), "labels": {"kubernetes.io/service-name": service}},
-            "addressType": kind, "endpoints": endpoints, "ports": [port("tcp"), port("udp")],
-        })))?;
-    }
     Ok(())
 }

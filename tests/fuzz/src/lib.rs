@@ -24,6 +24,7 @@ pub struct Target {
 pub const ALL: &[Target] = &[
     packets::VXLAN,
     packets::UDP,
+    packets::HANDED_ON,
     packets::FROM_POD,
     packets::FROM_HOST,
     registry::NET_CONF,

@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use ebpf_abi::{Addr4, Addr6, DropReason, config_flag, overlay_header as at};
+use ebpf_abi::{Addr4, Addr6, DropReason, config_flag, direct_label, overlay_header as at};
 use ebpf_packet::{Ip, Verdict, from_host, from_network, from_pod};
 use node_agent_overlay::{Attributes, Lease, Mode, Overlay, OverlayOptions, VtepMac};
 
 use crate::Target;
-use support::{Frame, Has, Scene, Tcp, TestFamily, TestNode, Wire};
+use support::{Frame, Has, Scene, Tcp, TestFamily, TestNode, Wire, labelled};
 
 // The node of the packet crate's own tests: tables as trees, and a wire that refuses what the kernel's helpers refuse.
 #[path = "../../../ebpf/packet/tests/path/support/mod.rs"]
@@ -33,6 +33,12 @@ pub const UDP: Target = Target {
     name: "decapsulate_udp",
     run: |data| decapsulate(Mode::Udp, data),
     seeds: || encapsulated(Mode::Udp),
+};
+/// What other nodes hand on, which may come from anywhere outside of the cluster.
+pub const HANDED_ON: Target = Target {
+    name: "handed_on",
+    run: handed_on,
+    seeds: labelled_frames,
 };
 pub const FROM_POD: Target = Target {
     name: "from_pod",
@@ -166,6 +172,49 @@ fn came_from_its_node(inner: &[u8], outer: &[u8]) {
         _ => Addr6::read(outer, ETHERNET + Addr6::SRC_AT) == Addr6::node(number),
     };
     assert!(from, "another node's pod");
+}
+
+/// A packet that is handed on reaches a pod of this node from a peer alone, and no pod's address is its client's.
+fn handed_on(data: &[u8]) {
+    let mut node = node(Mode::Vxlan, Underlay::V4);
+    let config = node.config.as_mut().expect("a scene has one");
+    config.flags |= config_flag::DIRECT_RETURN;
+    let label_at = ETHERNET + at::UDP_OVER_IPV4;
+    let is_labelled = data.get(label_at) == Some(&direct_label::FLAGS)
+        && data[MACS..ETHERNET] == Addr4::ETHERTYPE.to_ne_bytes();
+    for _ in 0..2 {
+        let mut wire = Wire::new(data.to_vec());
+        let verdict = from_network(&mut wire, &node);
+        if is_labelled && matches!(verdict, Verdict::DeliverToPod { .. }) {
+            let outer = Addr4::read(data, ETHERNET + Addr4::SRC_AT);
+            assert!([2, 3].map(Addr4::node).contains(&outer), "no peer's");
+            let client_is_a_pod = match wire.bytes[MACS] {
+                0x08 => wire.bytes[ETHERNET + Addr4::SRC_AT..].starts_with(&[10, 244]),
+                _ => wire.bytes[ETHERNET + Addr6::SRC_AT..].starts_with(&[0xfd, 0, 2, 0x44, 0, 1]),
+            };
+            assert!(!client_is_a_pod, "in a pod's name");
+        }
+    }
+}
+
+fn labelled_frames() -> Vec<Vec<u8>> {
+    fn of<A: TestFamily>() -> Vec<Vec<u8>> {
+        let (client, asked) = ((A::outside(9), 45000), (A::node(2), 30080));
+        [
+            Frame::tcp(client, asked, Tcp::SYN),
+            Frame::udp(client, asked),
+            Frame::error(
+                client.0,
+                asked.0,
+                3,
+                3,
+                &Frame::udp(asked, client).ip_bytes(),
+            ),
+        ]
+        .map(|frame| labelled(2, 2, (A::pod(1, 3), 8080), &frame.bytes()).bytes)
+        .to_vec()
+    }
+    [of::<Addr4>(), of::<Addr6>()].concat()
 }
 
 /// Frames of node 2 to node 1, made by the code that sends them.

@@ -2,6 +2,7 @@
 
 mod balance;
 mod conn_table;
+mod direct_return;
 mod external;
 mod fragments;
 mod icmp;

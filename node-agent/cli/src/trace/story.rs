@@ -53,7 +53,9 @@ impl Story {
         } else {
             ("", conn.reply)
         };
+        let other_backend = conn.original.dst != conn.reply.src;
         let backend = match conn.flags & conn_flag::SERVICE {
+            0 if other_backend => "another node chose the backend".to_owned(),
             0 => "masquerade".to_owned(),
             _ => format!(
                 "backend id {} of epoch {}",
@@ -196,9 +198,10 @@ impl Story {
     }
 
     pub fn tracked<A: MapFamily>(&self, key: &ConnKey<A>, target: &ConnKey<A>, flags: u32) {
-        let nat = match flags & conn_flag::SOURCE_NAT {
+        let nat = match flags & (conn_flag::SOURCE_NAT | conn_flag::DIRECT_RETURN) {
             0 => "",
-            _ => ", by source NAT",
+            conn_flag::SOURCE_NAT => ", by source NAT",
+            _ => " on the backend's node, to which they are handed on as they are",
         };
         let becomes = |key: &ConnKey<A>, target: &ConnKey<A>| {
             format!("{} would become {}", tuple(key), tuple(target))

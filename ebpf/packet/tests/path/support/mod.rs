@@ -2,12 +2,14 @@
 
 mod cluster;
 mod frame;
+mod label;
 mod memory;
 mod tables;
 mod wire;
 
 pub use cluster::{Scene, TestFamily};
 pub use frame::{Frame, Tcp, assert_checksums, internet_checksum};
+pub use label::{label, labelled};
 pub use memory::Memory;
 pub use tables::{Has, TestNode};
 pub use wire::Wire;
