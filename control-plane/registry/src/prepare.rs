@@ -96,6 +96,8 @@ impl Registry {
         if options.apply.is_none() {
             note_owner(kind, Some(old), new, options, writer);
         }
+        // Nobody comes to own what the server counts.
+        (strategy.count)(new, old);
         let mut errors = faults(kind, new);
         match subresource {
             None => (strategy.validate_update)(new, old, &mut errors),

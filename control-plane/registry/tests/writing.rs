@@ -322,3 +322,90 @@ async fn generated_names_differ_and_missing_namespaces_are_named() {
         "namespaces \"nope\" not found"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_set_tells_how_often_its_template_has_changed() {
+    const NAME: &str = "deprecated.daemonset.template.generation";
+    let wish = |name: &str| {
+        json!({"metadata": {"name": name}, "spec": {
+            "selector": {"matchLabels": {"app": "a"}},
+            "template": {
+                "metadata": {"labels": {"app": "a"}},
+                "spec": {"containers": [{"name": "c", "image": "busybox:1"}]},
+            },
+        }})
+    };
+    let told = |set: &Value| set["metadata"]["annotations"][NAME].clone();
+    let cluster = Cluster::new().await;
+    let made = cluster.create("daemonsets", wish("d")).await.unwrap();
+    assert_eq!(told(&made), "1");
+    // A part of the specification that is not the template, and the status, change nothing.
+    let patched = cluster.patch("daemonsets", "d", json!({"spec": {"minReadySeconds": 3}}));
+    let patched = patched.await.unwrap();
+    assert_eq!(told(&patched), "1");
+    assert_eq!(patched["metadata"]["generation"], 2);
+    let image = json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "busybox:2"}]}}}});
+    let changed = cluster.patch("daemonsets", "d", image).await.unwrap();
+    assert_eq!(told(&changed), "2");
+    let mut status = changed.clone();
+    status["metadata"]["annotations"] = json!({"mine": "x"});
+    status["status"]["observedGeneration"] = json!(3);
+    let reported = cluster
+        .update("daemonsets", Some(Subresource::Status), status)
+        .await
+        .unwrap();
+    assert_eq!(told(&reported), "2");
+    // Who replaces it from a manifest counts on.
+    let replaced = cluster.update("daemonsets", None, wish("d")).await.unwrap();
+    assert_eq!(told(&replaced), "3");
+    let told_otherwise = json!({"metadata": {"annotations": {NAME: "9"}}});
+    let patched = cluster.patch("daemonsets", "d", told_otherwise).await;
+    assert_eq!(told(&patched.unwrap()), "3");
+
+    for (given, begins) in [("7", "7"), ("-1", "1")] {
+        let mut moved = wish(&format!("from-{begins}"));
+        moved["metadata"]["annotations"] = json!({NAME: given});
+        assert_eq!(
+            told(&cluster.create("daemonsets", moved).await.unwrap()),
+            begins
+        );
+    }
+    let mut wrong = wish("wrong");
+    wrong["metadata"]["annotations"] = json!({NAME: "x"});
+    let error = cluster.create("daemonsets", wrong).await.unwrap_err();
+    assert_eq!(
+        error.message,
+        "DaemonSet.apps \"wrong\" is invalid: metadata.annotations[deprecated.daemonset.template.generation]: Invalid value: \"x\": must be a number"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_changes_a_template_does_not_own_how_often_it_has_changed() {
+    let cluster = Cluster::new().await;
+    let by = |manager: &str| WriteOptions {
+        manager: manager.to_owned(),
+        ..WriteOptions::default()
+    };
+    let containers = |image: &str| json!([{"name": "c", "image": image}]);
+    let wish = json!({"metadata": {"name": "d"}, "spec": {
+        "selector": {"matchLabels": {"app": "a"}},
+        "template": {
+            "metadata": {"labels": {"app": "a"}},
+            "spec": {"containers": containers("busybox:1")},
+        },
+    }});
+    let (registry, sets, first) = (&cluster.registry, kind("daemonsets"), by("first"));
+    let made = registry.create(sets, "default", body(wish), &first);
+    made.await.unwrap();
+    let image = json!({"spec": {"template": {"spec": {"containers": containers("busybox:2")}}}});
+    let (patch, strategic, options) = (body(image), PatchType::Strategic, by("second"));
+    let changed = registry.patch(sets, None, "default", "d", &patch, strategic, &options);
+    let changed = changed.await.unwrap().object.value();
+    let owners = changed["metadata"]["managedFields"].as_array().unwrap();
+    let owns = |manager: &str| {
+        let entry = owners.iter().find(|entry| entry["manager"] == manager);
+        let annotations = &entry.unwrap()["fieldsV1"]["f:metadata"]["f:annotations"];
+        annotations["f:deprecated.daemonset.template.generation"].is_object()
+    };
+    assert!(owns("first") && !owns("second"), "{owners:#?}");
+}

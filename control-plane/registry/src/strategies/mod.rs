@@ -24,6 +24,7 @@ mod service;
 mod service_validate;
 mod storage;
 mod template;
+mod template_generation;
 mod workloads;
 
 use serde_json::Value;
@@ -80,6 +81,8 @@ pub struct Strategy {
     pub keeps_status: bool,
     /// Whether `metadata.generation` counts the changes of the specification.
     pub generation: bool,
+    /// What a write to any part of the object counts beside that, whatever the client wrote, as (new, old).
+    pub count: fn(&mut Value, &Value),
     /// How long the object stays after a delete, as (object, asked), in seconds; 0: it goes at once.
     pub grace: fn(&Value, Option<i64>) -> i64,
     /// A word against deleting the object with this name.
@@ -136,6 +139,7 @@ impl Strategy {
         claim: None,
         keeps_status: false,
         generation: false,
+        count: |_, _| {},
         grace: |_, _| 0,
         keep: |_| None,
         terminate: |_| {},

@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 
 use super::template::{self, immutable, not_negative};
-use super::{Strategy, defaults};
+use super::{Strategy, defaults, template_generation};
 use crate::errors::FieldError;
 use crate::json::{Json, same};
 use crate::validate::one_of;
@@ -171,9 +171,16 @@ pub const DAEMON_SET: Strategy = Strategy {
             );
         }
         template::default(set, "/spec/template");
+        template_generation::default(set);
     },
+    prepare_create: |set| {
+        (STAMPED.prepare_create)(set);
+        template_generation::begin(set);
+    },
+    count: template_generation::count,
     validate: |set, errors| {
         validate_counts(set, errors);
+        template_generation::validate(set, errors);
         known(
             set,
             "updateStrategy/type",
