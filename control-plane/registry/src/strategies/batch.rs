@@ -14,9 +14,13 @@ const JOB_NAME: &str = "batch.kubernetes.io/job-name";
 const CONTROLLER_UID: &str = "batch.kubernetes.io/controller-uid";
 
 pub const JOB: Strategy = Strategy {
-    default: |job| default_job(job, "/spec"),
+    default: |job| {
+        default_job(job);
+        label(job);
+    },
     prepare_create: |job| {
         own_pods(job);
+        label(job);
         job.put("/status", json!({}));
     },
     prepare_update: |new, old| {
@@ -25,6 +29,7 @@ pub const JOB: Strategy = Strategy {
                 new.put(field, value.clone());
             }
         }
+        label(new);
     },
     validate: |job, errors| {
         validate_job(job, "/spec", errors);
@@ -59,8 +64,11 @@ pub const CRON_JOB: Strategy = Strategy {
                 ("/spec/failedJobsHistoryLimit", json!(1)),
             ],
         );
-        if cron.has("/spec/jobTemplate/spec") {
-            default_job(cron, "/spec/jobTemplate/spec");
+        // What else a Job has by default its Jobs get when they are made.
+        let spec = "/spec/jobTemplate/spec";
+        if cron.has(spec) {
+            default_conditions(cron, spec);
+            template::default(cron, &format!("{spec}/template"));
         }
     },
     prepare_create: |cron| cron.put("/status", json!({})),
@@ -69,23 +77,61 @@ pub const CRON_JOB: Strategy = Strategy {
     ..Strategy::PLAIN
 };
 
-/// The defaults of the `JobSpec` at `spec`.
-fn default_job(object: &mut Value, spec: &str) {
-    let at = |field: &str| format!("{spec}/{field}");
-    if !object.has(&at("completions")) && !object.has(&at("parallelism")) {
-        object.put(&at("completions"), 1);
+fn default_job(job: &mut Value) {
+    if !job.has("/spec/completions") && !job.has("/spec/parallelism") {
+        job.put("/spec/completions", 1);
     }
-    let defaults = [
-        ("parallelism", json!(1)),
-        ("backoffLimit", json!(6)),
-        ("completionMode", json!("NonIndexed")),
-        ("suspend", json!(false)),
-        ("podReplacementPolicy", json!("TerminatingOrFailed")),
-    ];
-    for (field, value) in defaults {
-        object.put_default(&at(field), value);
+    // Where each index may fail so often by itself, all of them together have no limit.
+    let retries = match job.has("/spec/backoffLimitPerIndex") {
+        true => i32::MAX,
+        false => 6,
+    };
+    // A pod that still ends has no phase yet for a rule about failures to look at.
+    let replacement = match job.has("/spec/podFailurePolicy") {
+        true => "Failed",
+        false => "TerminatingOrFailed",
+    };
+    defaults(
+        job,
+        [
+            ("/spec/parallelism", json!(1)),
+            ("/spec/backoffLimit", json!(retries)),
+            ("/spec/completionMode", json!("NonIndexed")),
+            ("/spec/suspend", json!(false)),
+            ("/spec/podReplacementPolicy", json!(replacement)),
+            ("/spec/manualSelector", json!(false)),
+        ],
+    );
+    default_conditions(job, "/spec");
+    template::default(job, "/spec/template");
+}
+
+/// The conditions that the failure policy of the `JobSpec` at `spec` looks for are those that hold.
+fn default_conditions(object: &mut Value, spec: &str) {
+    let rules = object.items_mut(&format!("{spec}/podFailurePolicy/rules"));
+    for rule in rules.into_iter().flatten() {
+        for condition in rule.items_mut("/onPodConditions").into_iter().flatten() {
+            condition.put_default("/status", "True");
+        }
     }
-    template::default(object, &at("template"));
+}
+
+/// A Job without labels has those of its pods, once they have those that select them.
+fn label(job: &mut Value) {
+    let own = "/spec/template/metadata/labels";
+    let Some(labels) = job.object(own) else {
+        return;
+    };
+    let said = |key: &str| labels.get(key).and_then(Value::as_str);
+    let selected = match job.flag("/spec/manualSelector") {
+        true => said(JOB_NAME).is_some(),
+        false => said(CONTROLLER_UID) == Some(job.text("/metadata/uid")),
+    };
+    let has = job.object("/metadata/labels");
+    if selected && has.is_none_or(serde_json::Map::is_empty) {
+        let labels = Value::Object(labels.clone());
+        job.put("/metadata/labels", labels);
+    }
 }
 
 /// Labels the pods of a new Job with its uid, and selects them by it.
@@ -245,6 +291,74 @@ mod tests {
         assert_eq!(
             job["spec"]["template"]["metadata"]["labels"],
             json!({"job-name": "j", JOB_NAME: "j", "controller-uid": "u", CONTROLLER_UID: "u"})
+        );
+    }
+
+    /// As it is stored: with the defaults, and what a create makes.
+    fn made(mut job: Value) -> Value {
+        (JOB.default)(&mut job);
+        (JOB.prepare_create)(&mut job);
+        job
+    }
+
+    #[test]
+    fn a_job_without_labels_has_those_of_its_pods() {
+        let metadata = json!({"name": "j", "uid": "u"});
+        let template = json!({"metadata": {"labels": {"app": "a"}}, "spec": {}});
+        let job = made(json!({"metadata": metadata, "spec": {"template": template}}));
+        let of_pods = job["spec"]["template"]["metadata"]["labels"].clone();
+        assert_eq!(of_pods["app"], "a");
+        assert_eq!(of_pods[CONTROLLER_UID], "u");
+        assert_eq!(job["metadata"]["labels"], of_pods);
+        // They come back when somebody takes them away.
+        let mut bare = job;
+        bare["metadata"]["labels"] = json!({});
+        (JOB.default)(&mut bare);
+        assert_eq!(bare["metadata"]["labels"], of_pods);
+
+        let own = json!({"name": "j", "uid": "u", "labels": {"app": "a"}});
+        let job = made(json!({"metadata": own, "spec": {"template": template}}));
+        assert_eq!(job["metadata"]["labels"], json!({"app": "a"}));
+
+        let manual = json!({"manualSelector": true, "selector": {"matchLabels": {"app": "a"}}, "template": template});
+        let job = made(json!({"metadata": metadata, "spec": manual}));
+        assert_eq!(
+            job["metadata"]["labels"],
+            json!({"app": "a", "job-name": "j", JOB_NAME: "j"})
+        );
+    }
+
+    #[test]
+    fn the_jobs_of_a_cron_job_get_their_defaults_when_they_are_made() {
+        let policy = json!({"rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}]});
+        let spec = json!({"podFailurePolicy": policy, "backoffLimitPerIndex": 2, "template": {"spec": {}}});
+        let mut cron = json!({"spec": {"schedule": "@daily", "jobTemplate": {"spec": spec}}});
+        (CRON_JOB.default)(&mut cron);
+        let mut of_cron = cron["spec"]["jobTemplate"]["spec"].clone();
+        let mut job = json!({"metadata": {"name": "j", "uid": "u"}, "spec": spec});
+        (JOB.default)(&mut job);
+        let mut of_job = job["spec"].clone();
+        assert_eq!(
+            of_cron["template"]["spec"]["schedulerName"],
+            "default-scheduler"
+        );
+        for of in [&mut of_cron, &mut of_job] {
+            let conditions = of.pointer("/podFailurePolicy/rules/0/onPodConditions");
+            assert_eq!(
+                conditions,
+                Some(&json!([{"type": "DisruptionTarget", "status": "True"}]))
+            );
+            of.take_at("/podFailurePolicy");
+            of.take_at("/template");
+        }
+        assert_eq!(of_cron, json!({"backoffLimitPerIndex": 2}));
+        assert_eq!(
+            of_job,
+            json!({
+                "completions": 1, "parallelism": 1, "completionMode": "NonIndexed", "suspend": false,
+                "backoffLimit": i32::MAX, "backoffLimitPerIndex": 2, "podReplacementPolicy": "Failed",
+                "manualSelector": false,
+            })
         );
     }
 
