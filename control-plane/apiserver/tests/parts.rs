@@ -135,3 +135,35 @@ async fn the_store_is_a_component_with_a_status() {
         .await;
     assert_eq!(made.status, StatusCode::METHOD_NOT_ALLOWED);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_for_endpoints_hears_what_to_ask_for_instead() {
+    const WARNING: &str =
+        "299 - \"v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice\"";
+    const ALL: &str = "/api/v1/namespaces/default/endpoints";
+    const ONE: &str = "/api/v1/namespaces/default/endpoints/e";
+    let server = Server::start().await;
+    let manifest = json!({"metadata": {"name": "e"}});
+    let labels = json!({"metadata": {"labels": {"a": "b"}}});
+    for (answer, status) in [
+        // An error is an answer too.
+        (server.get(ONE).await, StatusCode::NOT_FOUND),
+        (server.post(ALL, manifest).await, StatusCode::CREATED),
+        (server.get(ONE).await, StatusCode::OK),
+        (server.get(ALL).await, StatusCode::OK),
+        (server.get("/api/v1/endpoints").await, StatusCode::OK),
+        (
+            server.get(&format!("{ALL}?watch=1&timeoutSeconds=1")).await,
+            StatusCode::OK,
+        ),
+        (patch(&server, ONE, labels).await, StatusCode::OK),
+        (server.delete(ONE).await, StatusCode::OK),
+        (server.delete(ALL).await, StatusCode::OK),
+    ] {
+        assert_eq!(answer.status, status, "{}", answer.text());
+        let said: Vec<_> = answer.headers.get_all("warning").iter().collect();
+        assert_eq!(said, [WARNING], "{}", answer.text());
+    }
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    assert_eq!(server.get(slices).await.header("warning"), "");
+}

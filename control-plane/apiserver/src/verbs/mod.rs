@@ -26,10 +26,15 @@ use crate::{Api, admission, body, respond, table, watch};
 
 /// Answers a request about `target`.
 pub async fn handle(api: Api, target: Target, context: Context, request: Request) -> Response {
-    match dispatch(api, target, context, request).await {
+    let kind = target.kind.0;
+    let response = match dispatch(api, target, context, request).await {
         Ok(response) => response,
         Err(error) => respond::error(&error),
+    };
+    if kind.deprecated.is_empty() {
+        return response;
     }
+    respond::warn(response, &[kind.deprecated.to_owned()])
 }
 
 async fn dispatch(

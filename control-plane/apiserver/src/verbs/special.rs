@@ -65,7 +65,7 @@ impl Call {
     pub async fn components(&self) -> Result<Response> {
         let mut components = components::all(&self.api).await.into_iter();
         let Target { name, .. } = &self.target;
-        let response = if name.is_empty() {
+        if name.is_empty() {
             let options = self.query.list_options(self.kind)?;
             let selected =
                 components.filter(|one| options.labels.matches(one) && options.fields.matches(one));
@@ -80,9 +80,7 @@ impl Call {
             let found = components.find(|component| *component.name == **name);
             let found = found.ok_or_else(|| ApiError::not_found(self.kind, name))?;
             self.object(StatusCode::OK, &Arc::new(found))
-        };
-        let deprecated = "v1 ComponentStatus is deprecated in v1.19+".to_owned();
-        Ok(respond::warn(response?, &[deprecated]))
+        }
     }
 
     pub async fn bind(&self, body: Body) -> Result<Response> {

@@ -24,6 +24,7 @@ pub(super) static ROWS: &[Kind] = &[
         verbs: READ,
         schema: "io.k8s.api.core.v1.ComponentStatus",
         printer: table::COMPONENT_STATUS,
+        deprecated: "v1 ComponentStatus is deprecated in v1.19+",
         ..ROW
     },
     Kind {
@@ -46,6 +47,7 @@ pub(super) static ROWS: &[Kind] = &[
         schema: "io.k8s.api.core.v1.Endpoints",
         printer: table::ENDPOINTS,
         strategy: strategies::ENDPOINTS,
+        deprecated: "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
         ..ROW
     },
     Kind {

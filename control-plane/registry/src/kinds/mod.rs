@@ -44,6 +44,8 @@ pub struct Kind {
     pub custom: Option<&'static Custom>,
     /// What a user must know who takes the object for more than a note: a warning on every write.
     pub caveat: &'static str,
+    /// Since when the kind is one to turn away from, and what to: a warning on every request for it.
+    pub deprecated: &'static str,
 }
 
 /// One subresource.
@@ -333,6 +335,7 @@ pub(crate) const ROW: Kind = Kind {
     strategy: Strategy::PLAIN,
     custom: None,
     caveat: "",
+    deprecated: "",
 };
 
 #[cfg(test)]
