@@ -153,6 +153,15 @@ async fn openapi_has_what_kubectl_looks_for_and_may_be_kept_for_good() {
         schema["properties"]["containers"]["x-kubernetes-patch-merge-key"],
         "name"
     );
+    // Nobody reads what stands beside a reference itself.
+    let affinity = &schema["properties"]["affinity"];
+    assert_eq!(
+        affinity,
+        &json!({
+            "allOf": [{"$ref": "#/components/schemas/io.k8s.api.core.v1.Affinity"}],
+            "description": "If specified, the pod's scheduling constraints",
+        })
+    );
     let etag = answer.header("etag").to_owned();
     let again = server
         .ask(Method::GET, url, &[("if-none-match", &etag)], "")

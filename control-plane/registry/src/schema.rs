@@ -257,7 +257,9 @@ fn strings(schema: &Value, key: &str) -> Vec<String> {
 
 impl Shape {
     fn parse(schema: &Value, all: &Map<String, Value>) -> Self {
-        if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
+        // A reference with something beside it, such as a description, stands in a list of its own.
+        let apart = schema.pointer("/allOf/0/$ref");
+        if let Some(reference) = schema.get("$ref").or(apart).and_then(Value::as_str) {
             let name = reference.rsplit('/').next().unwrap_or(reference);
             return Self::named(name, all);
         }

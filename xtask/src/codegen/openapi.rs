@@ -54,7 +54,8 @@ pub fn table(published: &Map<String, Value>) -> Result<Map<String, Value>> {
 }
 
 /// JSON schema to OpenAPI v3: one type instead of `[type, "null"]`, references into components; what is new is noted in
-/// `refs`.
+/// `refs`. The published schemas have an `enum` only of what stands in `apiVersion` and `kind`, which Kubernetes' own
+/// documents do not have.
 fn convert(schema: &Value, names: bool, refs: &mut Vec<String>) -> Value {
     match schema {
         Value::Object(map) => {
@@ -84,10 +85,22 @@ fn convert(schema: &Value, names: bool, refs: &mut Vec<String>) -> Value {
                     }
                 }
             }
+            if !names {
+                set_reference_apart(&mut out);
+            }
             Value::Object(out)
         }
         Value::Array(items) => items.iter().map(|v| convert(v, false, refs)).collect(),
         other => other.clone(),
+    }
+}
+
+/// What stands beside a `$ref` is not read (OpenAPI 3.0, "Reference Object"); beside an `allOf` of it, it is.
+fn set_reference_apart(schema: &mut Map<String, Value>) {
+    if schema.len() > 1
+        && let Some(reference @ Value::String(_)) = schema.remove("$ref")
+    {
+        schema.insert("allOf".to_owned(), json!([{"$ref": reference}]));
     }
 }
 
@@ -126,7 +139,9 @@ mod tests {
         let published = json!({
             "io.k8s.api.core.v1.A": {"type": ["object", "null"], "properties": {
                 "enum": {"type": ["string", "null"], "enum": ["x"]},
-                "b": {"$ref": "#/$defs/other.B"}}},
+                "b": {"$ref": "#/$defs/other.B"},
+                "d": {"$ref": "#/$defs/other.B", "description": "D.", "x-kubernetes-map-type": "atomic"},
+                "$ref": {"type": "string", "description": "E."}}},
             "other.B": {"type": "string"},
             "other.C": {"type": "string"},
         });
@@ -136,7 +151,10 @@ mod tests {
             json!({
                 "io.k8s.api.core.v1.A": {"type": "object", "properties": {
                     "enum": {"type": "string"},
-                    "b": {"$ref": "#/components/schemas/other.B"}}},
+                    "b": {"$ref": "#/components/schemas/other.B"},
+                    "d": {"allOf": [{"$ref": "#/components/schemas/other.B"}], "description": "D.",
+                        "x-kubernetes-map-type": "atomic"},
+                    "$ref": {"type": "string", "description": "E."}}},
                 "other.B": {"type": "string"},
             })
         );
