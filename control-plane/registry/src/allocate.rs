@@ -78,6 +78,12 @@ impl Claims {
             .collect()
     }
 
+    /// The ranges, the primary one first.
+    #[must_use]
+    pub fn service_cidrs(&self) -> Vec<String> {
+        self.service_cidrs.iter().map(ToString::to_string).collect()
+    }
+
     #[must_use]
     pub fn service_cidr(&self, family: Family) -> Option<&IpNetwork> {
         self.service_cidrs

@@ -227,3 +227,24 @@ async fn a_load_balancer_that_keeps_clients_addresses_gets_a_port_for_its_health
         "{error}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ranges_of_the_server_stand_in_a_service_cidr() {
+    let cluster = Cluster::with(small()).await;
+    let made = cluster.get("servicecidrs", "kubernetes").await.unwrap();
+    let ranges: Vec<_> = small()
+        .service_cidrs
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(made["spec"]["cidrs"], json!(ranges));
+    let condition = &made["status"]["conditions"][0];
+    assert_eq!(
+        (&condition["type"], &condition["status"]),
+        (&json!("Ready"), &json!("True"))
+    );
+    // Another start writes nothing.
+    let cluster = cluster.restart(small()).await;
+    let again = cluster.get("servicecidrs", "kubernetes").await.unwrap();
+    assert_eq!(again, made);
+}

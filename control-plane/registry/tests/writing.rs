@@ -5,7 +5,8 @@ mod common;
 use common::{Cluster, body, config_map, kind, pod};
 use control_plane_registry::decode::Body;
 use control_plane_registry::{
-    DeleteOptions, Deleted, FieldValidation, ListOptions, PatchType, Subresource, WriteOptions,
+    DeleteOptions, Deleted, FieldValidation, ListOptions, Options, PatchType, Subresource,
+    WriteOptions,
 };
 use serde_json::{Value, json};
 
@@ -408,4 +409,31 @@ async fn whoever_changes_a_template_does_not_own_how_often_it_has_changed() {
         annotations["f:deprecated.daemonset.template.generation"].is_object()
     };
     assert!(owns("first") && !owns("second"), "{owners:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_servers_own_groups_are_there_and_come_back_when_it_starts() {
+    let available = |service: &Value| {
+        let condition = &service["status"]["conditions"][0];
+        ["type", "status", "reason"].map(|field| condition[field].clone())
+    };
+    let cluster = Cluster::new().await;
+    let core = cluster.get("apiservices", "v1.").await.unwrap();
+    assert_eq!(core["spec"]["groupPriorityMinimum"], 18000);
+    assert_eq!(available(&core), ["Available", "True", "Local"]);
+    assert_eq!(
+        core["metadata"]["labels"],
+        json!({"kube-aggregator.kubernetes.io/automanaged": "onstart"})
+    );
+    cluster.delete("apiservices", "v1.apps").await.unwrap();
+    let cluster = cluster.restart(Options::default()).await;
+    let back = cluster.get("apiservices", "v1.apps").await.unwrap();
+    assert_eq!(available(&back), ["Available", "True", "Local"]);
+    assert_eq!(cluster.get("apiservices", "v1.").await.unwrap(), core);
+    // What somebody else serves is not known to be there.
+    let metrics = json!({"metadata": {"name": "v1.metrics.example.com"}, "spec": {
+        "group": "metrics.example.com", "version": "v1", "groupPriorityMinimum": 100, "versionPriority": 100,
+        "service": {"name": "metrics", "namespace": "default"}}});
+    let made = cluster.create("apiservices", metrics).await.unwrap();
+    assert_eq!(available(&made), [Value::Null, Value::Null, Value::Null]);
 }

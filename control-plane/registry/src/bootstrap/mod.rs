@@ -1,8 +1,10 @@
 //! The objects that every cluster has: its namespaces, and Service `default/kubernetes` with where it leads; priority
-//! classes, and what requests are queued by.
+//! classes, what requests are queued by, and what says which groups and which addresses are the server's own.
 
+mod api_services;
 mod flow;
 mod roles;
+mod service_cidr;
 
 use std::net::SocketAddr;
 
@@ -42,6 +44,8 @@ impl Registry {
                 .await?;
         }
         self.make_flow_objects().await?;
+        self.make_api_services().await?;
+        self.make_service_cidr().await?;
         let service = json!({
             "metadata": {
                 "name": "kubernetes",

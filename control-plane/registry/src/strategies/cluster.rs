@@ -6,6 +6,7 @@ use super::template::immutable;
 use super::{Strategy, admission, defaults};
 use crate::errors::FieldError;
 use crate::json::Json;
+use crate::meta;
 use crate::validate::{self, one_of};
 
 pub const WEBHOOKS: Strategy = Strategy {
@@ -77,6 +78,22 @@ pub const WEBHOOKS: Strategy = Strategy {
 };
 
 pub const API_SERVICE: Strategy = Strategy {
+    name: validate::path_segment,
+    prepare_create: |service| {
+        // What the server answers itself is there as long as the server is.
+        if !service.has("/spec/service") {
+            service.put(
+                "/status/conditions",
+                json!([{
+                    "type": "Available",
+                    "status": "True",
+                    "reason": "Local",
+                    "message": "Local APIServices are always available",
+                    "lastTransitionTime": meta::now(),
+                }]),
+            );
+        }
+    },
     default: |service| {
         if service.has("/spec/service") {
             service.put_default("/spec/service/port", 443);
