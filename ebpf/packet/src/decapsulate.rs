@@ -50,10 +50,9 @@ pub(crate) fn is_overlay<A: Ip>(config: &Config, headers: &Headers<A>) -> bool {
 /// its header and the inner Ethernet header. Then nothing of it may reach the host's stack; it is unchanged if it is
 /// refused.
 ///
-/// The first thing that such packets meet, and all that is read of their outer headers. `vouched_by`: the peer that
-/// hands a labelled packet on; while it is 0, such a packet is left as it is.
+/// The first thing that such packets meet, and all that is read of their outer headers; what is labelled is left as it is.
 #[inline(never)]
-pub(crate) fn decapsulate<A, P, N>(packet: &mut P, node: &N, vouched_by: u32) -> Step
+pub(crate) fn decapsulate<A, P, N>(packet: &mut P, node: &N) -> Step
 where
     A: Ip,
     P: Packet,
@@ -90,13 +89,10 @@ where
     let ecn = header[1] >> A::ECN_SHIFT & ECN_CONGESTION;
     let (inside, at) = look_inside(packet, config, &outer);
     let inner = inside & !LABELLED;
-    let sender = if inside == inner {
-        check_inside(packet, node, inner, at, &outer.src)
-    } else if vouched_by == 0 {
+    if inside != inner {
         return Step::labelled(at, inner == V6);
-    } else {
-        vouched_by
-    };
+    }
+    let sender = check_inside(packet, node, inner, at, &outer.src);
     if sender & REFUSED != 0 {
         return Step::drop_numbered(sender & !REFUSED);
     }

@@ -5,18 +5,22 @@
 //! backend's it is one as of any service, so that only the client's packets need a label.
 
 use ebpf_abi::{
-    Addr4, Addr6, Config, ConnKey, DropReason, Peer, config_flag, direct_label, overlay_header,
+    Addr4, Addr6, Config, ConnKey, DropReason, Peer, config_flag, conn_flag, direct_label,
+    overlay_header,
 };
 
 use crate::{
-    Entry, Ip, Node, Packet,
-    decapsulate::{REFUSED, sent_by},
-    forward::{Place, Way},
+    Entry, Ip, Node, Packet, PeerEvent,
+    decapsulate::{self, REFUSED, V4, V6, sent_by},
+    forward::{Forward, Place, Way},
+    fragment,
     icmp_error::Quote,
     ip::ETH_LEN,
-    parse::protocol,
+    parse::{Headers, Kind, protocol},
+    path::Origin,
     track::New,
-    write::Target,
+    verdict::Step,
+    write::{ECN_CONGESTION, Target},
 };
 
 /// Bytes that a label has for an address.
@@ -25,6 +29,80 @@ const HOST_PART: usize = direct_label::SENDER - direct_label::ADDR;
 const SENDER_LEN: usize = direct_label::LEN - direct_label::SENDER;
 /// Where the VNI lies, which stays.
 const VNI_AT: usize = 4;
+
+/// Whether the packets of this direction are handed on.
+#[inline(always)]
+pub(crate) fn is_handed_on<A: Ip>(entry: &impl Entry<A>) -> bool {
+    !entry.is_reply() && entry.state().flags & conn_flag::DIRECT_RETURN != 0
+}
+
+/// Hands a packet of a tracked connection on, or an ICMP error about an answer that left in this node's name. Returns
+/// the number that a [`Step`] is.
+#[inline(always)]
+pub fn hand_on<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N) -> u64 {
+    let mut backend = ConnKey::default();
+    if !find_backend(packet, node, &mut backend) {
+        return Step::drop(DropReason::NoConnection).0;
+    }
+    send(packet, node, &backend).0
+}
+
+#[inline(never)]
+fn send<A: Ip, P: Packet, N: Node<A>>(packet: &mut P, node: &N, backend: &ConnKey<A>) -> Step {
+    let mut headers = Headers::<A>::new();
+    let Some(config) = node.config() else {
+        return Step::drop(DropReason::NoConfig);
+    };
+    if let Err(reason) = headers.parse(packet) {
+        return Step::drop(reason);
+    }
+    let forward = Forward {
+        config,
+        target: Some(Target(backend)),
+        origin: Origin::Network,
+        hands_on: true,
+    };
+    let way = Way::find(node, &backend.src);
+    forward.send(packet, node, &mut headers, way)
+}
+
+/// With which tuple the backend would answer the packet.
+#[inline(never)]
+fn find_backend<A: Ip, P: Packet, N: Node<A>>(
+    packet: &P,
+    node: &N,
+    backend: &mut ConnKey<A>,
+) -> bool {
+    let mut headers = Headers::<A>::new();
+    if headers.parse(packet).is_err() {
+        return false;
+    }
+    let later = matches!(headers.kind, Kind::LATER_FRAGMENT);
+    let fragment_id_be = headers.fragment_id_be;
+    if later && !fragment::recall(node, headers.tuple_mut(), fragment_id_be) {
+        return false;
+    }
+    let quote_at = headers.l4_at + 8;
+    if matches!(headers.kind, Kind::ICMP_ERROR)
+        && !read_quote(packet, quote_at, headers.tuple_mut())
+    {
+        return false;
+    }
+    let entry = node.conn(headers.tuple()).filter(is_handed_on);
+    if let Some(entry) = &entry {
+        *backend = *entry.answers();
+    }
+    entry.is_some()
+}
+
+/// The tuple of the answers to a quoted packet.
+#[inline(never)]
+fn read_quote<A: Ip, P: Packet>(packet: &P, at: u32, tuple: &mut ConnKey<A>) -> bool {
+    let mut quote = Quote::<A>::at(at);
+    let is_read = quote.read(packet);
+    *tuple = quote.tuple().reversed();
+    is_read
+}
 
 /// Labels a packet that was just encapsulated for this peer: it is for this backend.
 #[inline(never)]
@@ -82,12 +160,52 @@ fn peer_of<N: Node<Addr4> + Node<Addr6>>(node: &N, config: &Config, name: [u8; S
     route.unwrap_or(0)
 }
 
+/// Takes a labelled packet out of the overlay, if a node that is known may hand it on. `labelled`: the payload of that
+/// [`Step`]. Returns the number that a [`Step`] is.
+#[inline(always)]
+pub fn receive<P, N>(packet: &mut P, node: &N, labelled: u32) -> u64
+where
+    P: Packet,
+    N: Node<Addr4> + Node<Addr6>,
+{
+    let labelled = Step::of_labelled(labelled);
+    let at = labelled.inner_at();
+    let over_ipv4 = packet.ethertype() == Addr4::ETHERTYPE;
+    let sender = if over_ipv4 {
+        sender_of::<Addr4, P, N>(packet, node, at)
+    } else {
+        sender_of::<Addr6, P, N>(packet, node, at)
+    };
+    // Both underlays go on as one.
+    let sender = packet.forget_range(sender);
+    if sender & REFUSED != 0 {
+        return Step::drop_numbered(sender & !REFUSED).0;
+    }
+    let (inner, code) = if labelled.is_ipv6() {
+        (V6, accept::<Addr6, P, N>(packet, node, at))
+    } else {
+        (V4, accept::<Addr4, P, N>(packet, node, at))
+    };
+    let mut start = [0; 2];
+    if code != 0 || packet.load(ETH_LEN as u32, &mut start).is_err() {
+        return Step::drop_numbered(code).0;
+    }
+    let shift = if over_ipv4 {
+        Addr4::ECN_SHIFT
+    } else {
+        Addr6::ECN_SHIFT
+    };
+    Node::<Addr4>::count_peer(node, sender, PeerEvent::Received, packet.length() - at);
+    let ecn = start[1] >> shift & ECN_CONGESTION;
+    decapsulate::take_off(packet, inner, at, ecn, sender).0
+}
+
 /// Which node hands a labelled packet on: the client is a stranger here, that node is not. `at`: where the inner packet
 /// starts. Returns the id of the peer, or [`REFUSED`] with a drop reason's number.
 ///
 /// Here and below, functions of their own one after the other, so that their stack frames do not add up.
 #[inline(never)]
-pub(crate) fn sender_of<A, P, N>(packet: &P, node: &N, at: u32) -> u32
+fn sender_of<A, P, N>(packet: &P, node: &N, at: u32) -> u32
 where
     A: Ip,
     P: Packet,
@@ -120,7 +238,7 @@ fn label_at(inner_at: u32) -> u32 {
 ///
 /// ICMP errors and later fragments are looked for among the connections as all are.
 #[inline(never)]
-pub(crate) fn accept<A: Ip, P: Packet, N: Node<A>>(packet: &P, node: &N, at: u32) -> u32 {
+fn accept<A: Ip, P: Packet, N: Node<A>>(packet: &P, node: &N, at: u32) -> u32 {
     let mut tuple = ConnKey::<A>::default();
     let has_ports = read(packet, at, &mut tuple);
     let code = check(node, &tuple);

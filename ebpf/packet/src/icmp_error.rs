@@ -3,10 +3,10 @@
 //! RFC 5508 section 4, RFC 4443: the quoted packet runs in the opposite direction of the error, so the entry that
 //! translates it is that of its answers.
 
-use ebpf_abi::{Config, ConnKey, DropReason, conn_flag};
+use ebpf_abi::{Config, ConnKey, DropReason};
 
 use crate::{
-    ChecksumField, Entry, Ip, Node, Packet, checksum,
+    ChecksumField, Entry, Ip, Node, Packet, checksum, direct_return,
     forward::{Forward, Place, Way},
     ip::Header,
     parse::{Headers, protocol},
@@ -31,10 +31,11 @@ pub(crate) fn translate<A: Ip, P: Packet, N: Node<A>>(
     } else {
         translate_quote(packet, node, &mut change, icmp_at)
     };
-    if code != 0 {
-        return Step::drop_numbered(code);
+    match code {
+        0 => send(packet, node, &change, origin as u8),
+        HANDED_ON => Step::HAND_ON,
+        reason => Step::drop_numbered(reason),
     }
-    send(packet, node, &change, origin as u8)
 }
 
 /// Sends an ICMP error of this node's own its way.
@@ -50,11 +51,9 @@ struct Change<A> {
     new_src: A,
     old_dst: A,
     new_dst: A,
-    /// Of a connection that is handed on, whose errors are too: nothing is exchanged, `new_dst` is the backend's. Else 0.
-    backend_port_be: u16,
 }
 
-/// Translates the quoted packet. Returns 0 or the number of a drop reason.
+/// Translates the quoted packet. Returns 0, [`HANDED_ON`] or the number of a drop reason.
 #[inline(never)]
 fn translate_quote<A: Ip, P: Packet, N: Node<A>>(
     packet: &mut P,
@@ -67,8 +66,9 @@ fn translate_quote<A: Ip, P: Packet, N: Node<A>>(
         return 0;
     }
     let mut new = ConnKey::default();
-    if !original(node, quote.tuple(), &mut new, change) || change.backend_port_be != 0 {
-        return 0;
+    match original(node, quote.tuple(), &mut new, change) {
+        TRANSLATED => {}
+        other => return other,
     }
     let difference = quote.write(packet, &new);
     let field = ChecksumField {
@@ -86,28 +86,33 @@ fn translate_quote<A: Ip, P: Packet, N: Node<A>>(
     0
 }
 
-/// What the quoted packet was before its translation; `false` if it was not translated.
+/// Results of [`original`] beside 0, no reason to drop anything: numbers, as the verifier takes enums apart.
+const TRANSLATED: u32 = 1 << 30;
+const HANDED_ON: u32 = 1 << 31;
+
+/// What the quoted packet was before its translation; 0 if it was not translated.
 #[inline(never)]
 fn original<A: Ip, N: Node<A>>(
     node: &N,
     quoted: &ConnKey<A>,
     new: &mut ConnKey<A>,
     change: &mut Change<A>,
-) -> bool {
+) -> u32 {
     let key = quoted.reversed();
     let Some(entry) = node.conn(&key) else {
-        return false;
+        return 0;
     };
+    if direct_return::is_handed_on(&entry) {
+        return HANDED_ON;
+    }
     *new = *entry.answers();
-    let handed_on = !entry.is_reply() && entry.state().flags & conn_flag::DIRECT_RETURN != 0;
     *change = Change {
         old_src: key.src,
         new_src: new.dst,
         old_dst: key.dst,
         new_dst: new.src,
-        backend_port_be: if handed_on { new.src_port_be } else { 0 },
     };
-    true
+    TRANSLATED
 }
 
 /// Where the ICMP header starts; 0 if the packet is malformed, which [`send`] then says.
@@ -138,14 +143,14 @@ fn send<A: Ip, P: Packet, N: Node<A>>(
     let mut answers = ConnKey::default();
     let translated = exchange(headers.tuple(), change, &mut answers);
     let way = Way::find(node, &answers.src);
-    if translated && change.backend_port_be == 0 && matches!(way.place, Place::Peer) {
+    if translated && matches!(way.place, Place::Peer) {
         speak_for_router(config, headers.tuple(), &mut answers, origin);
     }
     let forward = Forward {
         config,
         target: translated.then_some(Target(&answers)),
         origin: Origin::of(origin),
-        hands_on: change.backend_port_be != 0,
+        hands_on: false,
     };
     forward.send(packet, node, &mut headers, way)
 }
@@ -154,7 +159,7 @@ fn send<A: Ip, P: Packet, N: Node<A>>(
 #[inline(never)]
 fn exchange<A: Ip>(tuple: &ConnKey<A>, change: &Change<A>, answers: &mut ConnKey<A>) -> bool {
     // Field by field: a tuple that is made first and copied then would lie on the stack, and this is the deepest call.
-    answers.src_port_be = tuple.dst_port_be | change.backend_port_be;
+    answers.src_port_be = tuple.dst_port_be;
     answers.dst_port_be = tuple.src_port_be;
     answers.protocol = tuple.protocol;
     let translated = !change.old_dst.is_unset();

@@ -13,7 +13,7 @@ mod affinity;
 mod checksum;
 pub mod conn_table;
 mod decapsulate;
-mod direct_return;
+pub mod direct_return;
 mod encapsulate;
 mod forward;
 mod fragment;

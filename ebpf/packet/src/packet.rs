@@ -1,8 +1,8 @@
 //! The packet as the code sees it: bytes behind a few operations that the kernel has helpers for.
 
-use ebpf_abi::Family;
+use ebpf_abi::{Addr4, Addr6, Family};
 
-use crate::Ip;
+use crate::{Ip, Node, direct_return};
 
 /// An access beyond the packet's end, or one that the kernel refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -71,6 +71,23 @@ pub trait Packet {
     #[inline(always)]
     fn crc_after(&self, bytes: u32, zeros: u32) -> u32 {
         crate::crc_after(bytes, zeros)
+    }
+    /// [`direct_return::receive`], also a function that a verifier looks at once.
+    #[inline(always)]
+    fn receive_handed_on<N>(&mut self, node: &N, labelled: u32) -> u64
+    where
+        Self: Sized,
+        N: Node<Addr4> + Node<Addr6>,
+    {
+        direct_return::receive(self, node, labelled)
+    }
+    /// [`direct_return::hand_on`], such a function too.
+    #[inline(always)]
+    fn hand_on<A: Ip, N: Node<A>>(&mut self, node: &N) -> u64
+    where
+        Self: Sized,
+    {
+        direct_return::hand_on(self, node)
     }
     /// The same value, of which the verifier has forgotten what it knew.
     ///

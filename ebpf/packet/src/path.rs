@@ -1,6 +1,6 @@
 //! The path of a packet: connection, service, way. One function for each hook.
 
-use ebpf_abi::{Addr4, Addr6, DropReason, conn_flag};
+use ebpf_abi::{Addr4, Addr6, DropReason};
 
 use crate::{
     Entry, Ip, Node, Packet, PeerEvent, decapsulate, direct_return,
@@ -88,6 +88,11 @@ fn from<P: Packet, N: Node<Addr4> + Node<Addr6>, const ORIGIN: u8>(
     } else {
         return Verdict::Pass;
     };
+    if ORIGIN == NETWORK && !step.is_verdict() {
+        // Plain or overlay, labelled or not: all ways go on as one, which the verifier follows once.
+        step = step.forgotten(packet);
+        ipv6 = packet.forget_range(ipv6 as u32) != 0;
+    }
     let arrived = step;
     if ORIGIN == NETWORK && !step.is_verdict() {
         let outer_ecn = step.outer_ecn();
@@ -125,39 +130,15 @@ where
     N: Node<A> + Node<Addr4> + Node<Addr6>,
 {
     if ORIGIN == NETWORK {
-        let step = decapsulate::decapsulate::<A, P, N>(packet, node, 0);
+        let step = decapsulate::decapsulate::<A, P, N>(packet, node);
         if step.next() == Next::Labelled {
-            return receive::<A, P, N>(packet, node, step);
+            return Step(packet.receive_handed_on(node, step.payload()));
         }
         if step != decapsulate::NOT_OVERLAY {
             return step;
         }
     }
     through::<A, P, N, ORIGIN>(packet, node)
-}
-
-/// A packet that another node hands on.
-#[inline(always)]
-fn receive<A, P, N>(packet: &mut P, node: &N, labelled: Step) -> Step
-where
-    A: Ip,
-    P: Packet,
-    N: Node<A> + Node<Addr4> + Node<Addr6>,
-{
-    let at = labelled.inner_at();
-    let sender = direct_return::sender_of::<A, P, N>(packet, node, at);
-    if sender & decapsulate::REFUSED != 0 {
-        return Step::drop_numbered(sender & !decapsulate::REFUSED);
-    }
-    let code = if labelled.is_ipv6() {
-        direct_return::accept::<Addr6, P, N>(packet, node, at)
-    } else {
-        direct_return::accept::<Addr4, P, N>(packet, node, at)
-    };
-    if code != 0 {
-        return Step::drop_numbered(code);
-    }
-    decapsulate::decapsulate::<A, P, N>(packet, node, sender)
 }
 
 /// A packet on its way; a connection's first packet goes it twice, the second time as a tracked one.
@@ -198,6 +179,9 @@ fn finish<A: Ip, P: Packet, N: Node<A>>(
     }
     if step.next() == Next::IcmpError {
         step = icmp_error::translate::<A, P, N>(packet, node, origin);
+    }
+    if matches!(origin, Origin::Network) && step.next() == Next::HandOn {
+        step = Step(packet.hand_on::<A, N>(node));
     }
     if step.next() == Next::TimeExceeded {
         step = icmp_answer::time_exceeded::<A, P, N>(packet, node, origin);
@@ -320,15 +304,17 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
             return Step::REFUSE;
         }
     }
-    let hands_on = matches!(way.place, Place::Peer)
-        && entry.as_ref().is_some_and(|entry| {
-            !entry.is_reply() && entry.state().flags & conn_flag::DIRECT_RETURN != 0
-        });
+    if matches!(origin, Origin::Network)
+        && matches!(way.place, Place::Peer)
+        && entry.as_ref().is_some_and(direct_return::is_handed_on)
+    {
+        return Step::HAND_ON;
+    }
     Forward {
         config,
         target,
         origin,
-        hands_on,
+        hands_on: false,
     }
     .send(packet, node, headers, way)
 }

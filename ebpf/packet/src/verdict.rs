@@ -2,6 +2,8 @@
 
 use ebpf_abi::DropReason;
 
+use crate::Packet;
+
 /// What becomes of a packet; the programs turn it into the helper call that does it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Verdict {
@@ -58,6 +60,8 @@ pub(crate) enum Next {
     Overlay,
     /// Another node hands on what arrived there: see [`crate::direct_return`], [`Step::inner_at`] and [`Step::is_ipv6`].
     Labelled,
+    /// The packet is to be handed on to another node.
+    HandOn,
 }
 
 /// Of the payload of a packet that came out of the overlay; the peer's id takes the rest, which is far smaller.
@@ -84,6 +88,7 @@ const REFUSE: u64 = 15;
 const TIME_EXCEEDED: u64 = 16;
 const OVERLAY: u64 = 17;
 const LABELLED: u64 = 18;
+const HAND_ON: u64 = 19;
 
 impl Step {
     pub(crate) const PASS: Self = Self::of(PASS, 0);
@@ -96,6 +101,7 @@ impl Step {
     pub(crate) const REFUSE: Self = Self::of(REFUSE, 0);
     pub(crate) const TIME_EXCEEDED: Self = Self::of(TIME_EXCEEDED, 0);
     pub(crate) const OVERLAY: Self = Self::of(OVERLAY, 0);
+    pub(crate) const HAND_ON: Self = Self::of(HAND_ON, 0);
 
     #[inline(always)]
     const fn of(tag: u64, payload: u32) -> Self {
@@ -154,6 +160,12 @@ impl Step {
         Self::of(LABELLED, at << 1 | ipv6 as u32)
     }
 
+    /// The same of its payload.
+    #[inline(always)]
+    pub(crate) const fn of_labelled(payload: u32) -> Self {
+        Self::of(LABELLED, payload)
+    }
+
     /// Of what is handed on: where it starts.
     #[inline(always)]
     pub(crate) const fn inner_at(self) -> u32 {
@@ -181,6 +193,13 @@ impl Step {
     #[inline(always)]
     pub(crate) const fn payload(self) -> u32 {
         self.0 as u32
+    }
+
+    /// The same, of which the verifier has forgotten what it knew: see [`Packet::forget_range`].
+    #[inline(always)]
+    pub(crate) fn forgotten<P: Packet>(self, packet: &P) -> Self {
+        let tag = packet.forget_range((self.0 >> 32) as u32);
+        Self((tag as u64) << 32 | packet.forget_range(self.payload()) as u64)
     }
 
     #[inline(always)]
@@ -218,6 +237,7 @@ impl Step {
             TIME_EXCEEDED => Next::TimeExceeded,
             OVERLAY => Next::Overlay,
             LABELLED => Next::Labelled,
+            HAND_ON => Next::HandOn,
             _ => Next::Done,
         }
     }

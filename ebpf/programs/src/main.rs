@@ -14,6 +14,7 @@ mod drops;
 mod maps;
 mod node;
 mod skb;
+mod stages;
 mod window;
 mod xdp;
 

@@ -14,9 +14,12 @@ use aya_ebpf::{
     },
 };
 use ebpf_abi::Family;
-use ebpf_packet::{ChecksumField, OutOfBounds, Packet};
+use ebpf_packet::{ChecksumField, Ip, OutOfBounds, Packet};
 
-use crate::window::{Window, direct_access, forget};
+use crate::{
+    stages::{hand_on4, hand_on6, receive_handed_on},
+    window::{Window, direct_access, forget},
+};
 
 /// `BPF_F_IPV6` (Linux 6.16, and backports): the difference does not change `skb->csum`, as the addresses balance it.
 const BPF_F_IPV6: u64 = 1 << 7;
@@ -60,6 +63,19 @@ impl Skb {
 }
 
 impl Packet for Skb {
+    #[inline(always)]
+    fn receive_handed_on<N>(&mut self, _: &N, labelled: u32) -> u64 {
+        receive_handed_on(self.0, labelled)
+    }
+
+    #[inline(always)]
+    fn hand_on<A: Ip, N>(&mut self, _: &N) -> u64 {
+        match A::FAMILY {
+            Family::V4 => hand_on4(self.0),
+            Family::V6 => hand_on6(self.0),
+        }
+    }
+
     #[inline(always)]
     fn length(&self) -> u32 {
         // SAFETY: a field of the context.
