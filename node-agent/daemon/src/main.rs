@@ -36,6 +36,7 @@ use std::process::Command;
 
 use anyhow::Context;
 use clap::Parser;
+use node_agent_host::share_memory;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
@@ -43,8 +44,13 @@ use tracing_subscriber::EnvFilter;
 use crate::flags::Flags;
 use crate::peers::BeginAnew;
 
+fn main() -> anyhow::Result<()> {
+    share_memory();
+    run()
+}
+
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn run() -> anyhow::Result<()> {
     let flags = Flags::parse();
     let filter = EnvFilter::builder()
         .with_default_directive(tracing::Level::INFO.into())

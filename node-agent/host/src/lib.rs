@@ -48,7 +48,7 @@ pub use host_port::{HostPort, HostPortError, HostPorts, PortClaim, PortProtocol}
 pub use ipam::{Ipam, IpamError, Lease};
 pub use kube_proxy::{KubeProxyRules, kube_proxy_rules};
 pub use mac::MacAddr;
-pub use memory::give_back_freed_memory;
+pub use memory::{give_back_freed_memory, share_memory};
 pub use mounts::{MountError, bpffs_mounted, cgroup2_root, mount_bpffs};
 pub use namespace::{in_namespace, namespace_id};
 pub use namespaces::in_every_namespace;

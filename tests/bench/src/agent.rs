@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use ebpf_abi::{Addr4, FrontendKey};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use node_agent_host::give_back_freed_memory;
+use node_agent_host::{give_back_freed_memory, share_memory};
 use node_agent_maps::{Dataplane, Maps, monotonic_now_ns};
 use node_agent_reconcile::{Handle, Metrics, Options, Reconciler};
 use node_agent_reflect::{Message, Reflected, SOURCES};
@@ -92,6 +92,8 @@ pub fn measure(shape: Shape) -> Result<Figures> {
 
 /// The agent's process itself.
 pub fn run(api: SocketAddr) -> Result<()> {
+    // As the daemon does it.
+    share_memory();
     let runtime = tokio::runtime::Runtime::new()?;
     let _inside = runtime.enter();
     let directory = pins(&format!("agent-{}", std::process::id()), 1);
@@ -112,7 +114,6 @@ pub fn run(api: SocketAddr) -> Result<()> {
         .block_on(async { tokio::time::timeout(TIMEOUT, handle.wait_synced()).await })
         .context("the maps are not complete")??;
     let complete = monotonic();
-    // As the daemon does it.
     give_back_freed_memory();
     tell(&Synced { began, complete })?;
     for _asked in io::stdin().lock().lines() {

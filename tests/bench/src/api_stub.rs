@@ -11,6 +11,7 @@ use axum::body::Body;
 use axum::http::Uri;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use axum::serve::ListenerExt;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::channel::mpsc;
@@ -128,6 +129,12 @@ impl ApiStub {
     pub async fn serve(&self) -> Result<SocketAddr> {
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
+        // As kube-apiserver and ours do: else an event waits now and then for the acknowledgement of the one before it.
+        let listener = listener.tap_io(|stream| {
+            if let Err(error) = stream.set_nodelay(true) {
+                eprintln!("TCP_NODELAY: {error}");
+            }
+        });
         let stub = self.clone();
         let router = axum::Router::new().fallback(move |uri: Uri| {
             let answer = stub.answer(&uri);

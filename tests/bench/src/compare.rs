@@ -20,7 +20,8 @@ pub struct Landed {
 
 const PROGRAM_COLUMNS: [&str; 4] = ["program", "verified", "instructions", "native bytes"];
 
-/// Reads the tables of [`crate::report::table`] and [`program_table`] wherever they stand in a Markdown file.
+/// Reads the tables of [`crate::report::table`] and [`program_table`] wherever they stand in a Markdown file; of each row
+/// the first counts, as older ones may follow.
 pub fn read(path: &Path) -> Result<Landed> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("--compare {}: read the landed figures", path.display()))?;
@@ -59,14 +60,15 @@ fn parse(text: &str) -> Result<Landed> {
             let sizes = sizes.iter().map(|size| size.parse());
             let sizes: Vec<u32> = sizes.collect::<Result<_, _>>().context(line.to_owned())?;
             let sizes = sizes.try_into().ok().context("a program has three sizes")?;
-            landed.programs.insert((*name).to_owned(), sizes);
+            landed.programs.entry((*name).to_owned()).or_insert(sizes);
         } else if let ["run_time", case, _, _, _, ratio, spread, ..] = cells {
             let (p25, p75) = spread.split_once("..").context(line.to_owned())?;
             let numbers = [*ratio, p25, p75].map(str::parse::<f64>);
             let [Ok(ratio), Ok(p25), Ok(p75)] = numbers else {
                 bail!("no numbers in {line:?}");
             };
-            landed.ratios.insert((*case).to_owned(), [ratio, p25, p75]);
+            let landed = landed.ratios.entry((*case).to_owned());
+            landed.or_insert([ratio, p25, p75]);
         }
     }
     if landed.ratios.is_empty() {
@@ -147,9 +149,11 @@ mod tests {
     #[test]
     fn what_the_bench_prints_is_what_it_reads() {
         let text = format!(
-            "# Page\n\n{}{}\nwords | and more\n",
+            "# Page\n\n{}{}\nwords | and more\n\nOlder:\n\n{}{}\n",
             program_table(&program(1)),
-            report::table(&[row(5.0)])
+            report::table(&[row(5.0)]),
+            program_table(&program(9)),
+            report::table(&[row(7.0)])
         );
         let landed = parse(&text).unwrap();
         assert_eq!(landed.programs["from_pod"], [1, 2, 3]);
