@@ -1,8 +1,7 @@
 //! Direct server return: the node that is asked hands packets on, the backend's node answers.
 
 use ebpf_abi::{
-    Addr4, Address, ConnKey, DropReason, config_flag, conn_flag, direct_label, overlay_header,
-    peer_flag,
+    Addr4, Address, DropReason, config_flag, conn_flag, direct_label, overlay_header, peer_flag,
 };
 use ebpf_packet::Verdict;
 
@@ -10,7 +9,7 @@ use crate::{
     fragments::fragments,
     support::{
         Frame, Has, Scene, Tcp, TestFamily, TestNode, Wire, assert_checksums, in_both_families,
-        label, labelled,
+        key, label, labelled,
     },
 };
 
@@ -80,17 +79,6 @@ fn assert_handed_on<A: TestFamily>(
     assert_eq!(wire.bytes[at..at + direct_label::LEN], label(1, backend));
     let inner = expected.clone().ttl(expected.ttl - 1).ip_bytes();
     assert_eq!(wire.bytes[OUTER..], inner);
-}
-
-fn key<A: TestFamily>(src: (A, u16), dst: (A, u16), protocol: u8) -> ConnKey<A> {
-    ConnKey {
-        src: src.0,
-        dst: dst.0,
-        src_port_be: src.1.to_be(),
-        dst_port_be: dst.1.to_be(),
-        protocol,
-        pad: [0; 3],
-    }
 }
 
 fn a_packet_for_another_nodes_backend_is_handed_on_as_it_is<A: TestFamily>()

@@ -1,10 +1,10 @@
 //! Services: balancing, answers, NodePort, hairpin, what happens when backends change.
 
-use ebpf_abi::{ConnKey, DropReason, conn_flag};
+use ebpf_abi::{DropReason, conn_flag};
 use ebpf_packet::Verdict;
 
 use crate::support::{
-    Frame, Has, Scene, Tcp, TestFamily, TestNode, Wire, assert_checksums, in_both_families,
+    Frame, Has, Scene, Tcp, TestFamily, TestNode, Wire, assert_checksums, in_both_families, key,
 };
 
 in_both_families! {
@@ -30,17 +30,6 @@ in_both_families! {
 }
 
 const CLIENT: u16 = 45000;
-
-fn key<A: TestFamily>(src: (A, u16), dst: (A, u16), protocol: u8) -> ConnKey<A> {
-    ConnKey {
-        src: src.0,
-        dst: dst.0,
-        src_port_be: src.1.to_be(),
-        dst_port_be: dst.1.to_be(),
-        protocol,
-        pad: [0; 3],
-    }
-}
 
 fn a_local_backend_gets_the_packet_and_its_answer_comes_from_the_cluster_ip<A: TestFamily>()
 where

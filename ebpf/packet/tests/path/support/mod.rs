@@ -11,7 +11,7 @@ pub use cluster::{Scene, TestFamily};
 pub use frame::{Frame, Tcp, assert_checksums, internet_checksum};
 pub use label::{label, labelled};
 pub use memory::Memory;
-pub use tables::{Has, TestNode};
+pub use tables::{Has, TestNode, key};
 pub use wire::Wire;
 
 /// Makes two tests of a function that is generic over the address family.

@@ -249,3 +249,15 @@ fn starts_with<A: Ip>(addr: &A, prefix: &A, bits: u32) -> bool {
         (prefix.as_bytes()[bit / 8] ^ addr.as_bytes()[bit / 8]) & mask == 0
     })
 }
+
+/// The tuple of a packet from `src` to `dst`, addresses with their ports.
+pub fn key<A: Ip>(src: (A, u16), dst: (A, u16), protocol: u8) -> ConnKey<A> {
+    ConnKey {
+        src: src.0,
+        dst: dst.0,
+        src_port_be: src.1.to_be(),
+        dst_port_be: dst.1.to_be(),
+        protocol,
+        pad: [0; 3],
+    }
+}
