@@ -1,5 +1,6 @@
 //! A node's agent as a process.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -181,6 +182,31 @@ impl Agent {
         child.kill()?;
         child.wait()?;
         Ok(())
+    }
+
+    /// `fairlead cleanup` after [`Agent::kill`], and what it said, as JSON.
+    ///
+    /// # Errors
+    ///
+    /// When it fails, as it does while the agent runs.
+    pub fn clean(&self) -> Result<String> {
+        let path = |name: &str| self.path(name).display().to_string();
+        let words = [
+            "fairlead".to_owned(),
+            format!("--pin-dir={}", self.pin_dir().display()),
+            "cleanup".into(),
+            "--output=json".into(),
+            format!("--state-dir={}", path("state")),
+            format!("--cni-bin-dir={}", path("bin")),
+            format!("--cni-conf-dir={}", path("net.d")),
+            format!("--cni-socket={}", path("cni.sock")),
+            format!("--subnet-env={}", path("subnet.env")),
+        ];
+        self.machine.run(|| {
+            let mut out = Vec::new();
+            node_agent_cli::run(words.map(OsString::from), &mut out)?;
+            Ok(String::from_utf8(out)?)
+        })
     }
 
     /// Its process.

@@ -2,7 +2,6 @@
 //! the way to the programs, to external addresses too, and nothing else may lose its own.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
-use std::ffi::OsString;
 use std::io::Read;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
@@ -197,7 +196,7 @@ fn udp_and_sctp_of_a_nodes_own_processes_reach_services_by_every_address() {
     .unwrap();
     scene.udp(EXTERNAL[0].parse().unwrap()).unwrap();
     scene.agents[0].kill().unwrap();
-    let removed = clean(&scene.agents[0]);
+    let removed = scene.agents[0].clean().unwrap();
     for (kind, count) in [("\"rule\"", 4), ("203.0.113.1", 1)] {
         assert_eq!(removed.matches(kind).count(), count, "{removed}");
     }
@@ -258,26 +257,6 @@ fn what_was_removed_comes_back(scene: &Scene) {
         .unwrap();
         println!("{what} was put back after {:?}", begun.elapsed());
     }
-}
-
-fn clean(agent: &Agent) -> String {
-    let path = |name: &str| agent.path(name).display().to_string();
-    let words = [
-        "fairlead".to_owned(),
-        format!("--pin-dir={}", agent.pin_dir().display()),
-        "cleanup".into(),
-        "--output=json".into(),
-        format!("--state-dir={}", path("state")),
-        format!("--cni-bin-dir={}", path("bin")),
-        format!("--cni-conf-dir={}", path("net.d")),
-        format!("--cni-socket={}", path("cni.sock")),
-        format!("--subnet-env={}", path("subnet.env")),
-    ];
-    agent.machine().run(|| {
-        let mut out = Vec::new();
-        node_agent_cli::run(words.map(OsString::from), &mut out).unwrap();
-        String::from_utf8(out).unwrap()
-    })
 }
 
 /// A socket for whole SCTP packets: the kernel's own SCTP need not be there.
