@@ -209,6 +209,33 @@ impl Agent {
         })
     }
 
+    /// The machine without its agent, as [`Agent::clean`] leaves it.
+    ///
+    /// # Errors
+    ///
+    /// When the agent does not run, or cleaning fails.
+    pub fn leave(mut self) -> Result<Machine> {
+        self.kill()?;
+        self.clean()?;
+        let Machine {
+            number,
+            ipv4,
+            ipv6,
+            mac,
+            ifindex,
+            ..
+        } = self.machine;
+        let netns = self.machine.netns.again()?;
+        Ok(Machine {
+            netns,
+            number,
+            ipv4,
+            ipv6,
+            mac,
+            ifindex,
+        })
+    }
+
     /// Its process.
     ///
     /// # Errors

@@ -1,23 +1,14 @@
-//! A node that is flannel's: a real flanneld where `FLANNELD` names one, else what flanneld does to the kernel, by the
-//! words of its documentation (`pkg/backend/vxlan`): a device of its own, and for each lease a neighbour, an FDB entry
-//! and a route.
+//! A node that is flannel's: with a real flanneld, or with what flanneld does to the kernel, by the words of its
+//! documentation (`pkg/backend/vxlan`): a device of its own, and for each lease a neighbour, an FDB entry and a route.
 
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use ipnetwork::Ipv4Network;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tests_testkit::{Machine, NetNs, VethEnd};
 
-use crate::{Api, Etcd, Pod, eventually};
-
-/// The real one, if this test run was given one.
-#[must_use]
-pub fn flanneld() -> Option<PathBuf> {
-    std::env::var_os("FLANNELD").map(PathBuf::from)
-}
+use crate::{Api, Etcd, FlannelConfig, Flanneld, Pod};
 
 /// Where leases are kept.
 #[derive(Clone, Copy, Debug)]
@@ -40,13 +31,12 @@ pub struct FlannelLease {
 pub struct FlannelNode {
     pub machine: Machine,
     pub pod: Pod,
-    daemon: Option<Daemon>,
-    _directory: TempDir,
+    daemon: Option<(Flanneld, FlannelConfig)>,
 }
 
-/// Ends with its node.
+/// What flannel leaves on a node that it does not serve any more.
 #[derive(Debug)]
-struct Daemon(Child);
+pub struct FlannelRest(Option<FlannelConfig>);
 
 impl FlannelLease {
     /// Of machine NUMBER: the subnet `10.64.NUMBER.0/24`.
@@ -148,65 +138,29 @@ impl FlannelNode {
             })?;
             ensure!(added.success(), "bridge fdb: {added}");
         }
-        Self::with_pod(machine, own.subnet, None, tempfile::tempdir()?)
+        Self::with_pod(machine, own.subnet, None)
     }
 
-    /// Starts a real flanneld and waits for its subnet.
+    /// Starts a real flanneld and waits for its subnet; with leases in Nodes its own must be there.
     ///
     /// # Errors
     ///
     /// When it does not get one within a minute.
-    pub fn real(machine: Machine, name: &str, registry: Registry<'_>) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let path = |file: &str| directory.path().join(file);
-        let mut command = Command::new(flanneld().context("FLANNELD names none")?);
-        command
-            .arg("--iface=eth0")
-            .arg(format!("--subnet-file={}", path("subnet.env").display()))
-            .args(["--ip-masq=false", "--iptables-forward-rules=false"])
-            .env("NODE_NAME", name)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(path("log"))?);
-        match registry {
-            Registry::Nodes(api) => {
-                let conf = json!({"Network": "10.64.0.0/16", "Backend": {"Type": "vxlan"}});
-                std::fs::write(path("net-conf.json"), conf.to_string())?;
-                let subnet = FlannelLease::of(&machine).subnet.to_string();
-                api.add_node(name, &[&subnet], json!({}))?;
-                command
-                    .arg("--kube-subnet-mgr")
-                    .arg(format!("--kube-api-url={}", api.url()))
-                    .arg(format!(
-                        "--net-config-path={}",
-                        path("net-conf.json").display()
-                    ));
-            }
-            Registry::Etcd(etcd) => {
-                command.arg(format!("--etcd-endpoints={}", etcd.url()));
-            }
-        }
-        let daemon = machine.run(|| command.spawn());
-        let daemon = Daemon(daemon.context("start flanneld")?);
-        let subnet = eventually("flanneld has no subnet", || {
-            let text = std::fs::read_to_string(path("subnet.env"))?;
-            let line = text
-                .lines()
-                .find_map(|line| line.strip_prefix("FLANNEL_SUBNET="));
-            Ok(line.context("no FLANNEL_SUBNET")?.parse::<Ipv4Network>()?)
-        });
-        let subnet = subnet.with_context(|| {
-            let log = std::fs::read_to_string(path("log"));
-            format!("flanneld said:\n{}", log.unwrap_or_default())
-        })?;
-        Self::with_pod(machine, subnet, Some(daemon), directory)
+    pub fn real(
+        machine: Machine,
+        name: &str,
+        registry: Registry<'_>,
+        config: FlannelConfig,
+    ) -> Result<Self> {
+        let daemon = Flanneld::start(&machine, name, registry, config)?;
+        let subnet = daemon.subnet()?;
+        Self::with_pod(machine, subnet, Some((daemon, config)))
     }
 
     fn with_pod(
         machine: Machine,
         subnet: Ipv4Network,
-        daemon: Option<Daemon>,
-        directory: TempDir,
+        daemon: Option<(Flanneld, FlannelConfig)>,
     ) -> Result<Self> {
         let host = &machine.netns;
         host.sysctl("net/ipv4/ip_forward", "1")?;
@@ -219,7 +173,14 @@ impl FlannelNode {
             end(host, "veth1", [2, 0, 0, 0, 9, 2]),
             1450,
         )?;
-        host.ip(&format!("addr add {gateway}/{} dev veth1", subnet.prefix()))?;
+        host.ip(&format!(
+            "link add cni0 mtu 1450 type bridge\n\
+             addr add {gateway}/{} dev cni0\n\
+             link set cni0 up\n\
+             link set veth1 master cni0",
+            subnet.prefix()
+        ))?;
+        host.wait_running("cni0")?;
         pod.ip(&format!(
             "addr add {ip}/{} dev eth0\nroute add default via {gateway}",
             subnet.prefix()
@@ -231,29 +192,34 @@ impl FlannelNode {
             },
             machine,
             daemon,
-            _directory: directory,
         })
     }
 
-    /// Drains the node, stops flanneld and removes what it left, as the page on coming from flannel says.
+    /// Drains the node and stops flanneld, as the page on coming from flannel says.
     ///
     /// # Errors
     ///
-    /// When something is not there.
-    pub fn leave(self) -> Result<Machine> {
-        let Self {
-            machine, daemon, ..
-        } = self;
-        drop(daemon);
-        machine.netns.ip("link del veth1\nlink del flannel.1")?;
-        Ok(machine)
+    /// When flanneld does not end well.
+    pub fn stop(self) -> Result<(Machine, FlannelRest)> {
+        let Some((daemon, config)) = self.daemon else {
+            return Ok((self.machine, FlannelRest(None)));
+        };
+        daemon.stop()?;
+        Ok((self.machine, FlannelRest(Some(config))))
     }
 }
 
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+impl FlannelRest {
+    /// Removes it, as that page says.
+    ///
+    /// # Errors
+    ///
+    /// When something of it is not there.
+    pub fn remove(self, host: &NetNs) -> Result<()> {
+        host.ip("link del cni0")?;
+        match self.0 {
+            Some(config) => config.remove_rest(host),
+            None => host.ip("link del flannel.1"),
+        }
     }
 }

@@ -53,7 +53,7 @@ impl Pod {
     /// When one does not come about within a second and a half.
     pub fn answers(&self, from: &NetNs) -> Result<()> {
         for ip in &self.ips {
-            self.connection(from, *ip)?;
+            self.sees(from, *ip)?;
         }
         Ok(())
     }
@@ -65,14 +65,18 @@ impl Pod {
     /// The same, and when there is NAT between the two.
     pub fn answers_pod(&self, from: &Pod) -> Result<()> {
         for ip in &self.ips {
-            let seen = self.connection(&from.netns, *ip)?;
+            let seen = self.sees(&from.netns, *ip)?;
             ensure!(from.ips.contains(&seen), "seen as {seen}");
         }
         Ok(())
     }
 
-    /// Who the pod sees.
-    fn connection(&self, from: &NetNs, ip: IpAddr) -> Result<IpAddr> {
+    /// Makes a connection from a namespace to one of the pod's addresses, and answers who the pod sees.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pod::answers`].
+    pub fn sees(&self, from: &NetNs, ip: IpAddr) -> Result<IpAddr> {
         let server = self.netns.run(|| TcpListener::bind((ip, 0)))?;
         let address = server.local_addr()?;
         let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(1500));

@@ -2,17 +2,32 @@
 //! between two nodes never stops while the third one changes over.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+use std::net::{IpAddr, SocketAddr};
+
 use serde_json::json;
 use tests_agent::{
-    Agent, Api, Etcd, FlannelLease, FlannelNode, Pod, Registry, Stream, eventually, flanneld,
-    without_root,
+    Agent, Api, Etcd, FlannelConfig, FlannelLease, FlannelNode, Flow, Kind, Pod, Registry, Servers,
+    Stream, Traffic, eventually, flanneld, without_root,
 };
 use tests_testkit::{Machine, Underlay, skip};
 
-/// A node of the cluster on its way.
+/// Of the server at the other end of a connection.
+const PORT: u16 = 7;
+
+/// A cluster on its way from flannel.
+struct Cluster<'a> {
+    underlay: &'a Underlay,
+    api: &'a Api,
+    registry: Registry<'a>,
+    config: FlannelConfig,
+    /// What our agents are told besides.
+    more: &'a [&'a str],
+}
+
+/// A node of it.
 enum Member {
     Flannel(Box<FlannelNode>),
-    Ours { pod: Pod, _agent: Box<Agent> },
+    Ours { pod: Pod, agent: Box<Agent> },
 }
 
 impl Member {
@@ -22,72 +37,202 @@ impl Member {
             Self::Ours { pod, .. } => pod,
         }
     }
-}
 
-/// Three nodes of flannel's that reach each other.
-fn flannel(underlay: &Underlay, registry: Registry<'_>) -> Vec<Member> {
-    let machines: Vec<Machine> = (1..=3)
-        .map(|number| underlay.machine(number).unwrap())
-        .collect();
-    let leases: Vec<FlannelLease> = machines.iter().map(FlannelLease::of).collect();
-    let start = |machine: Machine| {
-        let name = format!("n{}", machine.number);
-        if flanneld().is_some() {
-            return FlannelNode::real(machine, &name, registry).unwrap();
+    fn machine(&self) -> &Machine {
+        match self {
+            Self::Flannel(node) => &node.machine,
+            Self::Ours { agent, .. } => agent.machine(),
         }
-        let own = FlannelLease::of(&machine);
-        own.publish(&name, registry).unwrap();
-        FlannelNode::by_hand(machine, own, &leases).unwrap()
-    };
-    let nodes = machines.into_iter().map(start);
-    nodes.map(|node| Member::Flannel(Box::new(node))).collect()
-}
+    }
 
-fn all_reach_each_other(members: &[Member]) {
-    for (number, one) in members.iter().enumerate() {
-        for other in members[..number].iter() {
-            eventually("a pod of another node", || {
-                one.pod().answers_pod(other.pod())?;
-                other.pod().answers_pod(one.pod())
-            })
-            .unwrap();
-        }
+    /// Flannel's rules are those of a real flanneld.
+    fn masquerades(&self) -> bool {
+        matches!(self, Self::Ours { .. }) || flanneld().is_some()
     }
 }
 
-fn change_over(underlay: &Underlay, api: &Api, registry: Registry<'_>, more: &[&str]) {
-    let mut members = flannel(underlay, registry);
-    all_reach_each_other(&members);
-    for index in 0..members.len() {
-        let Member::Flannel(node) = members.remove(index) else {
-            panic!("node {index} has changed over already");
-        };
-        let name = format!("n{}", node.machine.number);
-        let stream = Stream::start(members[0].pod(), members[1].pod()).unwrap();
-        if let Registry::Etcd(_) = registry {
-            // Its lease is in etcd; the Node is for events and conditions.
-            api.add_node(&name, &[], json!({})).unwrap();
+impl Cluster<'_> {
+    fn machine(&self, number: u8) -> Machine {
+        let machine = self.underlay.machine(number).unwrap();
+        if self.config.backend == "udp" {
+            // As a wire demands: a veth takes packets whose sums are yet to be made, and so would the process behind it.
+            machine.netns.offload("eth0", "tx", false).unwrap();
         }
-        let machine = node.leave().unwrap();
-        let mut agent = Agent::start(&name, machine, &api.url(), more).unwrap();
+        machine
+    }
+
+    /// Three nodes of flannel's that reach each other.
+    fn flannel(&self) -> Vec<Member> {
+        let machines: Vec<Machine> = (1..=3).map(|number| self.machine(number)).collect();
+        let leases: Vec<FlannelLease> = machines.iter().map(FlannelLease::of).collect();
+        let start = |machine: Machine| {
+            let name = name(&machine);
+            if flanneld().is_some() {
+                if let Registry::Nodes(api) = self.registry {
+                    let subnet = FlannelLease::of(&machine).subnet.to_string();
+                    api.add_node(&name, &[&subnet], json!({})).unwrap();
+                }
+                return self.real(machine);
+            }
+            let own = FlannelLease::of(&machine);
+            own.publish(&name, self.registry).unwrap();
+            FlannelNode::by_hand(machine, own, &leases).unwrap()
+        };
+        let nodes = machines.into_iter().map(start);
+        nodes.map(|node| Member::Flannel(Box::new(node))).collect()
+    }
+
+    fn real(&self, machine: Machine) -> FlannelNode {
+        let name = name(&machine);
+        FlannelNode::real(machine, &name, self.registry, self.config).unwrap()
+    }
+
+    fn all_reach_each_other(&self, members: &[Member]) {
+        for (number, one) in members.iter().enumerate() {
+            for other in members[..number].iter() {
+                eventually("a pod of another node", || {
+                    one.pod().answers_pod(other.pod())?;
+                    other.pod().answers_pod(one.pod())
+                })
+                .unwrap();
+            }
+        }
+        for member in members.iter().filter(|member| member.masquerades()) {
+            self.outside_sees_its_node(member);
+        }
+    }
+
+    fn outside_sees_its_node(&self, member: &Member) {
+        let outside = self.api.machine();
+        let ip: IpAddr = outside.ipv4.into();
+        let outside = Pod {
+            netns: outside.netns.again().unwrap(),
+            ips: vec![ip],
+        };
+        let seen = outside.sees(&member.pod().netns, ip).unwrap();
+        assert_eq!(seen, member.machine().ipv4);
+    }
+
+    /// In the order of the page on coming from flannel.
+    fn change_over(&self, member: Member) -> Member {
+        let Member::Flannel(node) = member else {
+            panic!("it has changed over already");
+        };
+        let name = name(&node.machine);
+        if let Registry::Etcd(_) = self.registry {
+            // Its lease is in etcd; the Node is for events and conditions.
+            self.api.add_node(&name, &[], json!({})).unwrap();
+        }
+        let (machine, rest) = node.stop().unwrap();
+        let mut agent = Agent::start(&name, machine, &self.api.url(), self.more).unwrap();
         agent.wait_ready().unwrap();
+        rest.remove(&agent.machine().netns).unwrap();
         let pod = agent.pod("c1").unwrap();
         let agent = Box::new(agent);
-        members.insert(index, Member::Ours { pod, _agent: agent });
-        all_reach_each_other(&members);
-        let settled = stream.settle().unwrap();
-        println!("{name} changed over; between the others none lost of {settled:?}");
+        Member::Ours { pod, agent }
     }
+
+    /// As that page says too.
+    fn go_back(&self, member: Member) -> Member {
+        let Member::Ours { agent, .. } = member else {
+            panic!("it is flannel's still");
+        };
+        let machine = agent.leave().unwrap();
+        Member::Flannel(Box::new(self.real(machine)))
+    }
+
+    /// Does something to one node while traffic between the two others goes on.
+    fn disturb(&self, members: &mut Vec<Member>, index: usize, step: fn(&Self, Member) -> Member) {
+        let member = members.remove(index);
+        let name = name(member.machine());
+        let [from, to] = [members[0].pod(), members[1].pod()];
+        let stream = Stream::start(from, to).unwrap();
+        let _server = Servers::start([&to.netns], PORT).unwrap();
+        let from = from.netns.again().unwrap();
+        let connection = Flow {
+            kind: Kind::TcpLiving,
+            from: &from,
+            from_name: "a pod",
+            to: SocketAddr::new(to.ips[0], PORT),
+            seen_as_itself: true,
+        };
+        let traffic = Traffic::default();
+        traffic.during(&[connection], |_| {
+            members.insert(index, step(self, member));
+            self.all_reach_each_other(members);
+        });
+        assert_eq!(traffic.faults(), [""; 0]);
+        let settled = stream.settle().unwrap();
+        println!(
+            "{name} changed; between the others none lost of {settled:?}, nor of {} messages by a TCP connection",
+            traffic.packets()
+        );
+    }
+
+    fn change_over_node_by_node(&self) {
+        let mut members = self.flannel();
+        self.all_reach_each_other(&members);
+        for index in 0..members.len() {
+            self.disturb(&mut members, index, Self::change_over);
+        }
+        if flanneld().is_some() {
+            self.disturb(&mut members, 1, Self::go_back);
+        }
+    }
+}
+
+fn name(machine: &Machine) -> String {
+    format!("n{}", machine.number)
 }
 
 fn say_which() {
-    match flanneld() {
-        Some(path) => println!("with {}", path.display()),
-        None => skip(
-            "the real flanneld: none was given (cargo xtask test --flanneld PATH); the kernel's device in its shape \
-                      stands for it",
-        ),
+    if let Some(path) = flanneld() {
+        return println!("with {}", path.display());
     }
+    without_flanneld("it; the kernel's device in its shape stands for it");
+}
+
+/// Whether none was given, which is then printed.
+fn without_flanneld(what: &str) -> bool {
+    let missing = flanneld().is_none();
+    if missing {
+        skip(&format!(
+            "no real flanneld was given (cargo xtask test --flanneld PATH), so without {what}"
+        ));
+    }
+    missing
+}
+
+/// With leases in Nodes.
+fn nodes_change_over(config: FlannelConfig, more: &[&str]) {
+    let underlay = Underlay::new(1500).unwrap();
+    let api = Api::start(&underlay).unwrap();
+    let cluster = Cluster {
+        underlay: &underlay,
+        api: &api,
+        registry: Registry::Nodes(&api),
+        config,
+        more,
+    };
+    cluster.change_over_node_by_node();
+}
+
+/// With leases in etcd, which tells our agents the rest of the configuration too.
+fn etcd_changes_over(config: FlannelConfig) {
+    let underlay = Underlay::new(1500).unwrap();
+    let api = Api::start(&underlay).unwrap();
+    let Some(etcd) = Etcd::start(&api, &config.json()).unwrap() else {
+        return skip("there is no etcd: install etcd-server");
+    };
+    let endpoints = format!("--flannel-etcd-endpoints={}", etcd.url());
+    let cluster = Cluster {
+        underlay: &underlay,
+        api: &api,
+        registry: Registry::Etcd(&etcd),
+        config,
+        more: &[&endpoints],
+    };
+    cluster.change_over_node_by_node();
 }
 
 #[test]
@@ -96,9 +241,11 @@ fn a_cluster_whose_leases_are_nodes_changes_over_from_flannel_node_by_node() {
         return;
     }
     say_which();
-    let underlay = Underlay::new(1500).unwrap();
-    let api = Api::start(&underlay).unwrap();
-    change_over(&underlay, &api, Registry::Nodes(&api), &[]);
+    let config = FlannelConfig {
+        backend: "vxlan",
+        nftables: false,
+    };
+    nodes_change_over(config, &[]);
 }
 
 #[test]
@@ -107,12 +254,33 @@ fn a_cluster_whose_leases_are_in_etcd_changes_over_from_flannel_node_by_node() {
         return;
     }
     say_which();
-    let underlay = Underlay::new(1500).unwrap();
-    let api = Api::start(&underlay).unwrap();
-    let config = json!({"Network": "10.64.0.0/16", "Backend": {"Type": "vxlan"}});
-    let Some(etcd) = Etcd::start(&api, &config).unwrap() else {
-        return skip("there is no etcd: install etcd-server");
+    let config = FlannelConfig {
+        backend: "vxlan",
+        nftables: true,
     };
-    let endpoints = format!("--flannel-etcd-endpoints={}", etcd.url());
-    change_over(&underlay, &api, Registry::Etcd(&etcd), &[&endpoints]);
+    etcd_changes_over(config);
+}
+
+#[test]
+fn a_cluster_of_the_udp_backend_changes_over_from_flannel_node_by_node() {
+    if without_root() || without_flanneld("its TUN proxy") {
+        return;
+    }
+    let config = FlannelConfig {
+        backend: "udp",
+        nftables: false,
+    };
+    nodes_change_over(config, &["--overlay=udp"]);
+}
+
+#[test]
+fn a_cluster_of_the_host_gw_backend_changes_over_from_flannel_node_by_node() {
+    if without_root() || without_flanneld("its own routes") {
+        return;
+    }
+    let config = FlannelConfig {
+        backend: "host-gw",
+        nftables: true,
+    };
+    etcd_changes_over(config);
 }
