@@ -120,7 +120,20 @@ impl Cell {
     }
 
     fn listening(underlay: Underlay, other_node: &[IpAddr]) -> Result<Self> {
-        let mut cell = Self {
+        let mut cell = Self::apart(underlay)?;
+        match underlay {
+            Underlay::Routing => cell.add_routes()?,
+            Underlay::KernelVxlan => cell.add_vxlan()?,
+            Underlay::Overlay | Underlay::UdpOverlay => {}
+            Underlay::TunProxy => cell.add_tun_proxies()?,
+        }
+        cell.serve(other_node)?;
+        Ok(cell)
+    }
+
+    /// Nodes that reach each other, and pods of which none is reached from the other node yet.
+    pub fn apart(underlay: Underlay) -> Result<Self> {
+        let cell = Self {
             processes: Vec::new(),
             underlay,
             netfilter: false,
@@ -134,22 +147,26 @@ impl Cell {
             cell.connect_pod(address, netns, underlay)
                 .with_context(|| format!("connect the pod {}", address.v4()))?;
         }
-        match underlay {
-            Underlay::Routing => cell.add_routes()?,
-            Underlay::KernelVxlan => cell.add_vxlan()?,
-            Underlay::Overlay | Underlay::UdpOverlay => {}
-            Underlay::TunProxy => cell.add_tun_proxies()?,
-        }
+        Ok(cell)
+    }
+
+    /// Starts the servers of the backends; the one on the other node has these addresses.
+    pub fn serve(&mut self, other_node: &[IpAddr]) -> Result<()> {
         for (netns, ips) in [
-            (&cell.same_node, &SAME_NODE.ips()[..]),
-            (&cell.other_node, other_node),
+            (&self.same_node, &SAME_NODE.ips()[..]),
+            (&self.other_node, other_node),
         ] {
             let ips = ips.iter().map(IpAddr::to_string);
             let arguments: Vec<String> = ["serve".to_owned()].into_iter().chain(ips).collect();
             let server = Process::start(netns, &arguments)?;
-            cell.processes.push(server);
+            self.processes.push(server);
         }
-        Ok(cell)
+        Ok(())
+    }
+
+    /// Ends with the cell from now on.
+    pub fn keep(&mut self, process: Process) {
+        self.processes.push(process);
     }
 
     pub fn pods(&self) -> [(PodAddress, &Netns); 3] {

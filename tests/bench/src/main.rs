@@ -8,6 +8,7 @@ mod cgroup;
 mod client;
 mod compare;
 mod fairlead;
+mod flanneld;
 mod frame;
 mod instructions;
 mod interleave;
@@ -29,6 +30,7 @@ mod smoke;
 mod tun_proxy;
 mod way;
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -56,7 +58,13 @@ enum Bench {
         only: Option<services::Part>,
     },
     /// Ways to the other node, the kernel's, ours and a process's: under three minutes.
-    Overlay(Options),
+    Overlay {
+        #[command(flatten)]
+        options: Options,
+        /// Measure the ways of this flanneld too, which needs an etcd.
+        #[arg(long, value_name = "PATH")]
+        flanneld: Option<PathBuf>,
+    },
     /// What each of our programs takes of a packet's CPU.
     Profile {
         #[command(flatten)]
@@ -85,6 +93,13 @@ enum Bench {
     /// A node's proxy between a TUN device and UDP; started by the benches.
     #[command(hide = true)]
     TunProxy { own: Ipv4Addr, other: Ipv4Addr },
+    /// A program of others; started by the benches.
+    #[command(hide = true)]
+    Other {
+        program: OsString,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 /// What every bench takes.
@@ -107,9 +122,10 @@ fn main() -> Result<()> {
         Bench::Profile { options, only } => profile::run(&options, only.as_deref()),
         Bench::Packets { options, compare } => packets::run(&options, compare.as_deref()),
         Bench::Services { options, only } => services::run(&options, only),
-        Bench::Overlay(options) => overlay::run(&options),
+        Bench::Overlay { options, flanneld } => overlay::run(&options, flanneld.as_deref()),
         Bench::Agent { api } => agent::run(api),
         Bench::TunProxy { own, other } => tun_proxy::serve(own, other),
+        Bench::Other { program, arguments } => process::become_other(&program, &arguments),
         Bench::Serve { addresses } => server::serve(&addresses),
     }
 }

@@ -1,4 +1,7 @@
-//! `overlay`: how packets get to the other node: the kernel's ways, ours, and a process with a TUN device.
+//! `overlay`: how packets get to the other node: the kernel's ways, ours, a process with a TUN device, and a real flanneld's
+//! where one is given.
+
+use std::path::Path;
 
 use anyhow::Result;
 use node_agent_maps::Dataplane;
@@ -7,6 +10,7 @@ use node_agent_overlay::Mode;
 use crate::Options;
 use crate::cell::{Cell, OTHER_NODE, Underlay};
 use crate::fairlead::{Setup, install};
+use crate::flanneld::{Flanneld, private_run};
 use crate::metric::Metric;
 use crate::run::Bench;
 use crate::session::{Comparison, Kind, Session};
@@ -36,6 +40,23 @@ const AGAINST_VXLAN: Kind = Kind::Target(&[
 /// Fifteen times the throughput.
 const AGAINST_TUN_PROXY: Kind = Kind::Target(&[(Metric::StreamTime, 1.0 / 15.0)]);
 
+/// A real flanneld's ways: which of its backends, and whether its rules lie on the nodes.
+const FLANNELD: [(&str, Underlay, bool); 3] = [
+    ("flanneld-vxlan", Underlay::KernelVxlan, false),
+    ("flanneld-vxlan-rules", Underlay::KernelVxlan, true),
+    ("flanneld-udp", Underlay::TunProxy, false),
+];
+
+/// What they are for: whether the cells without them are like flannel's, and what ours are beside flannel's own.
+const BESIDE_FLANNELD: [(&str, &str); 6] = [
+    ("flanneld-vxlan", "kernel-vxlan"),
+    ("flanneld-vxlan-rules", "kernel-vxlan"),
+    ("vxlan", "flanneld-vxlan"),
+    ("vxlan", "flanneld-vxlan-rules"),
+    ("flanneld-udp", "tun-proxy"),
+    ("udp", "flanneld-udp"),
+];
+
 /// Every cell, with the same addresses in each.
 #[derive(Debug)]
 struct Cells {
@@ -47,12 +68,14 @@ struct Cells {
     vxlan: Cell,
     udp: Cell,
     tun_proxy: Cell,
+    /// Names and cells of [`FLANNELD`], or none.
+    flanneld: Vec<(&'static str, Cell)>,
     /// Ours in `direct`, `vxlan` and `udp`.
     dataplanes: [Vec<Dataplane>; 3],
 }
 
 impl Cells {
-    fn new() -> Result<Self> {
+    fn new(flanneld: Option<&Path>) -> Result<Self> {
         let mut cells = Self {
             routing: Cell::new(Underlay::Routing)?,
             routing_again: Cell::new(Underlay::Routing)?,
@@ -62,6 +85,7 @@ impl Cells {
             vxlan: Cell::new(Underlay::Overlay)?,
             udp: Cell::new(Underlay::UdpOverlay)?,
             tun_proxy: Cell::new(Underlay::TunProxy)?,
+            flanneld: flanneld.map_or_else(|| Ok(Vec::new()), flanneld_cells)?,
             dataplanes: Default::default(),
         };
         cells.dataplanes = [
@@ -73,7 +97,6 @@ impl Cells {
     }
 
     fn session(&self) -> Session<'_> {
-        let way = |name, cell| Way::new(name, cell, OTHER_NODE.v4().into(), OTHER_NODE);
         let [direct, vxlan, udp] = &self.dataplanes;
         Session {
             ways: vec![
@@ -110,12 +133,41 @@ impl Cells {
             fewer_rounds: 2,
         }
     }
+
+    /// Beside a real flanneld's cells, if there are any.
+    fn with_flanneld<'a>(&'a self, mut session: Session<'a>) -> Session<'a> {
+        if !self.flanneld.is_empty() {
+            let ways = self.flanneld.iter().map(|(name, cell)| way(name, cell));
+            session.ways.extend(ways);
+            let plain = |(case, versus)| Comparison::new(case, versus, Kind::Plain);
+            session.comparisons.extend(BESIDE_FLANNELD.map(plain));
+        }
+        session
+    }
+}
+
+fn way<'a>(name: &str, cell: &'a Cell) -> Way<'a> {
+    Way::new(name, cell, OTHER_NODE.v4().into(), OTHER_NODE)
+}
+
+fn flanneld_cells(program: &Path) -> Result<Vec<(&'static str, Cell)>> {
+    private_run()?;
+    let cell = |&(name, underlay, rules): &(&'static str, Underlay, bool)| {
+        let flanneld = Flanneld {
+            program,
+            name,
+            underlay,
+            rules,
+        };
+        Ok((name, flanneld.cell()?))
+    };
+    FLANNELD.iter().map(cell).collect()
 }
 
 /// Runs the bench, prints its table and writes its rows.
-pub fn run(options: &Options) -> Result<()> {
+pub fn run(options: &Options, flanneld: Option<&Path>) -> Result<()> {
     let mut bench = Bench::start(BENCH, options)?;
-    let cells = Cells::new()?;
-    bench.measure(&[cells.session()])?;
+    let cells = Cells::new(flanneld)?;
+    bench.measure(&[cells.with_flanneld(cells.session())])?;
     bench.finish_by_metric()
 }

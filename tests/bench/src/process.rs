@@ -1,9 +1,15 @@
-//! Processes of this program in namespaces: the servers of the backend pods, the TUN proxies of the nodes.
+//! Processes in namespaces: of this program the servers of the backend pods and the TUN proxies of the nodes; flanneld.
 
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 
 use crate::netns::Netns;
@@ -47,6 +53,28 @@ impl Process {
             bail!("{arguments:?} did not start");
         }
         Ok(process)
+    }
+
+    /// Starts a program of others inside `netns`; what it prints goes into the file `log`.
+    pub fn other(netns: &Netns, program: &Path, arguments: &[String], log: &Path) -> Result<Self> {
+        let own = std::env::current_exe().context("find the path of this program")?;
+        let file = File::create(log).with_context(|| format!("write {}", log.display()))?;
+        let mut child = netns.run(|| {
+            Command::new(own)
+                .arg("other")
+                .arg(program)
+                .args(arguments)
+                .stdin(Stdio::piped())
+                .stdout(file.try_clone()?)
+                .stderr(file)
+                .spawn()
+                .with_context(|| format!("start {}", program.display()))
+        })?;
+        let stdin = child.stdin.take().context("stdin was asked for")?;
+        Ok(Self {
+            child,
+            _stdin: stdin,
+        })
     }
 }
 
@@ -117,4 +145,12 @@ pub fn be_ready() -> Result<()> {
     println!("{READY}");
     io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
+}
+
+/// What the process itself calls to become a program of others, which knows nothing of its standard input: so the kernel ends
+/// it with the bench.
+pub fn become_other(program: &OsStr, arguments: &[OsString]) -> Result<()> {
+    set_pdeathsig(Signal::SIGKILL)?;
+    let error = Command::new(program).args(arguments).exec();
+    Err(error).with_context(|| format!("start {}", program.display()))
 }
