@@ -1,10 +1,10 @@
 //! The path of a packet: connection, service, way. One function for each hook.
 
-use ebpf_abi::{Addr4, Addr6, DropReason};
+use ebpf_abi::{Addr4, Addr6, Config, DropReason};
 
 use crate::{
     Entry, Ip, Node, Packet, PeerEvent, decapsulate, direct_return,
-    forward::{Forward, Place, Way},
+    forward::{Forward, Place, Way, masquerades},
     fragment, icmp_answer, icmp_error,
     ip::ETH_LEN,
     open,
@@ -298,6 +298,12 @@ fn route_in<A: Ip, P: Packet, N: Node<A>>(
             {
                 return Step::OPEN_DIRECT;
             }
+            if matches!(origin, Origin::Network)
+                && matches!(way.place, Place::Pod)
+                && asks_a_pod_itself(node, config, headers)
+            {
+                return Step::OPEN_DIRECT;
+            }
         } else if open::frontend(node, headers.tuple(), origin).is_some() {
             return Step::OPEN_SERVICE;
         } else if way.is_service() && refuse::concerns(headers, &way, origin) {
@@ -335,6 +341,18 @@ fn follow_connection<'n, A: Ip, N: Node<A>>(
     let flags = track::flags_of(headers, state.flags, is_reply);
     entry.record(&state, node.now_ns(), flags);
     Some(entry)
+}
+
+/// Whether a client outside of the cluster begins to talk to a pod by the pod's own address: whatever goes to the client
+/// without a connection is taken for something that the pod begins, and gets the node's address.
+#[inline(always)]
+fn asks_a_pod_itself<A: Ip, N: Node<A>>(node: &N, config: &Config, headers: &Headers<A>) -> bool {
+    let begins = match headers.kind {
+        Kind::WHOLE | Kind::FIRST_FRAGMENT => headers.is_tcp_open() || !headers.is_tcp(),
+        _ => false,
+    };
+    let src = &headers.tuple().src;
+    begins && node.route(src).is_none() && masquerades(node, config, src)
 }
 
 /// Whether a packet to a pod without connection may belong to a client that reached the same pod through a service

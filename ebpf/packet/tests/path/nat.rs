@@ -12,6 +12,8 @@ in_both_families! {
     ports_run_out_with_a_reason
     without_masquerade_the_stack_decides
     a_backend_outside_of_the_cluster_sees_the_node
+    a_client_outside_is_answered_by_the_pod_that_it_asked
+    only_a_client_outside_of_the_cluster_is_remembered
     nothing_but_an_answer_reaches_the_source_nat_address
     the_hosts_own_packets_make_no_hop
     packets_of_the_link_go_to_the_stack
@@ -168,6 +170,56 @@ where
     let mut wire = answer.wire();
     let verdict = scene.network_sends(&mut wire);
     scene.assert_delivered(verdict, &wire, 2, &answer.rewritten(vip, client));
+}
+
+fn a_client_outside_is_answered_by_the_pod_that_it_asked<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let scene = Scene::<A>::new();
+    let (client, pod) = ((A::outside(8), 20002), (A::pod(1, 2), 80));
+    for (request, answer) in [
+        (
+            Frame::tcp(client, pod, Tcp::SYN),
+            Frame::tcp(pod, client, Tcp::SYN | Tcp::ACK),
+        ),
+        (Frame::udp(client, pod), Frame::udp(pod, client)),
+        (
+            Frame::echo(client.0, pod.0, true, 7),
+            Frame::echo(pod.0, client.0, false, 7),
+        ),
+    ] {
+        for _ in 0..2 {
+            let mut wire = request.wire();
+            let verdict = scene.network_sends(&mut wire);
+            scene.assert_delivered(verdict, &wire, 2, &request);
+            let mut wire = answer.wire();
+            assert_eq!(
+                scene.pod_sends(&mut wire),
+                Verdict::ToNetwork { next_hop_peer: 0 }
+            );
+            assert_eq!(wire.bytes[14..], answer.clone().ttl(63).ip_bytes());
+        }
+    }
+    // What the pod begins itself still gets the node's address.
+    assert_eq!(masqueraded(&scene, 45000).0, A::node(1));
+}
+
+fn only_a_client_outside_of_the_cluster_is_remembered<A: TestFamily>()
+where
+    TestNode: Has<A>,
+{
+    let mut scene = Scene::<A>::new();
+    let sends = |scene: &Scene<A>, source| {
+        let request = Frame::udp((source, 20003), (A::pod(1, 2), 80));
+        let mut wire = request.wire();
+        let verdict = scene.network_sends(&mut wire);
+        scene.assert_delivered(verdict, &wire, 2, &request);
+        scene.conn_count()
+    };
+    assert_eq!(sends(&scene, A::pod(2, 2)), 0, "a pod of another node");
+    scene.node.config.as_mut().expect("set").flags = 0;
+    assert_eq!(sends(&scene, A::outside(8)), 0, "no masquerade");
 }
 
 fn nothing_but_an_answer_reaches_the_source_nat_address<A: TestFamily>()
