@@ -36,6 +36,8 @@ pub fn flanneld() -> Option<PathBuf> {
 pub struct FlannelConfig {
     /// `vxlan`, `udp`, `host-gw`.
     pub backend: &'static str,
+    /// With `vxlan`: packets to nodes on the same link go as they are.
+    pub direct_routing: bool,
     /// Its rules go to nftables, not to iptables.
     pub nftables: bool,
 }
@@ -43,7 +45,11 @@ pub struct FlannelConfig {
 impl FlannelConfig {
     #[must_use]
     pub fn json(self) -> Value {
-        json!({"Network": "10.64.0.0/16", "EnableNFTables": self.nftables, "Backend": {"Type": self.backend}})
+        json!({
+            "Network": "10.64.0.0/16",
+            "EnableNFTables": self.nftables,
+            "Backend": {"Type": self.backend, "DirectRouting": self.direct_routing},
+        })
     }
 }
 
@@ -134,11 +140,12 @@ impl FlannelConfig {
     ///
     /// When something of it is not there, or something else is.
     pub fn remove_rest(self, host: &NetNs) -> Result<()> {
-        match self.backend {
-            "vxlan" => host.ip("link del flannel.1")?,
-            "host-gw" => host.ip("route flush root 10.64.0.0/16 dev eth0")?,
-            // The TUN device goes with its process.
-            _ => {}
+        // With udp the TUN device goes with its process.
+        if self.backend == "vxlan" {
+            host.ip("link del flannel.1")?;
+        }
+        if self.backend == "host-gw" || self.direct_routing {
+            host.ip("route flush root 10.64.0.0/16 dev eth0")?;
         }
         let remove_rules = if self.nftables {
             REMOVE_NFTABLES

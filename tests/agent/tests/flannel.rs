@@ -286,6 +286,7 @@ fn a_cluster_whose_leases_are_nodes_changes_over_from_flannel_node_by_node() {
     say_which();
     let config = FlannelConfig {
         backend: "vxlan",
+        direct_routing: false,
         nftables: false,
     };
     nodes_change_over(config, &[]);
@@ -299,6 +300,7 @@ fn a_cluster_whose_leases_are_in_etcd_changes_over_from_flannel_node_by_node() {
     say_which();
     let config = FlannelConfig {
         backend: "vxlan",
+        direct_routing: false,
         nftables: true,
     };
     etcd_changes_over(config);
@@ -311,6 +313,7 @@ fn a_cluster_of_the_udp_backend_changes_over_from_flannel_node_by_node() {
     }
     let config = FlannelConfig {
         backend: "udp",
+        direct_routing: false,
         nftables: false,
     };
     nodes_change_over(config, &["--overlay=udp"]);
@@ -323,7 +326,21 @@ fn a_cluster_of_the_host_gw_backend_changes_over_from_flannel_node_by_node() {
     }
     let config = FlannelConfig {
         backend: "host-gw",
+        direct_routing: false,
         nftables: true,
     };
     etcd_changes_over(config);
+}
+
+#[test]
+fn a_cluster_with_direct_routing_changes_over_from_flannel_node_by_node() {
+    if without_root() || without_flanneld("its direct routes") {
+        return;
+    }
+    let config = FlannelConfig {
+        backend: "vxlan",
+        direct_routing: true,
+        nftables: false,
+    };
+    nodes_change_over(config, &["--direct-routing"]);
 }
