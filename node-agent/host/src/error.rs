@@ -39,8 +39,8 @@ pub enum NetworkError {
     )]
     NotOurs { name: String, mac: MacAddr },
     #[error(
-        "something else has UDP port {port}, or is a VXLAN device with VNI {vni}: remove it (flannel's is flannel.{vni}), or choose \
-         another --overlay-port or --vni on every node"
+        "something else has UDP port {port}, or is a VXLAN device with VNI {vni}: remove it (flannel's are \
+         flannel.{vni} and flannel-v6.{vni}), or choose another --overlay-port or --vni on every node"
     )]
     PortTaken { port: u16, vni: u32 },
     #[error("no gateway for {address}: the host device has no address of that family")]

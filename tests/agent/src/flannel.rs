@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use ipnetwork::Ipv4Network;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use serde_json::{Value, json};
 use tests_testkit::{Machine, NetNs, VethEnd};
 
@@ -138,7 +138,7 @@ impl FlannelNode {
             })?;
             ensure!(added.success(), "bridge fdb: {added}");
         }
-        Self::with_pod(machine, own.subnet, None)
+        Self::with_pod(machine, own.subnet.into(), None)
     }
 
     /// Starts a real flanneld and waits for its subnet; with leases in Nodes its own must be there.
@@ -159,12 +159,18 @@ impl FlannelNode {
 
     fn with_pod(
         machine: Machine,
-        subnet: Ipv4Network,
+        subnet: IpNetwork,
         daemon: Option<(Flanneld, FlannelConfig)>,
     ) -> Result<Self> {
         let host = &machine.netns;
         host.sysctl("net/ipv4/ip_forward", "1")?;
-        let at = |offset| subnet.nth(offset).context("the subnet is large enough");
+        host.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        let at = |number| {
+            subnet
+                .iter()
+                .nth(number)
+                .context("the subnet is large enough")
+        };
         let (gateway, ip) = (at(1)?, at(2)?);
         let pod = NetNs::new()?;
         let end = |netns, name, mac| VethEnd { netns, name, mac };
@@ -188,7 +194,7 @@ impl FlannelNode {
         Ok(Self {
             pod: Pod {
                 netns: pod,
-                ips: vec![ip.into()],
+                ips: vec![ip],
             },
             machine,
             daemon,

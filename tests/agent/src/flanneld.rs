@@ -4,53 +4,18 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
 use tempfile::TempDir;
-use tests_testkit::{Machine, NetNs};
+use tests_testkit::Machine;
 
-use crate::{Registry, eventually};
-
-/// As docs/overlay.md says to remove what flanneld lays in its two modes.
-const REMOVE_IPTABLES: &str = "
-    iptables -t nat -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG
-    iptables -t nat -F FLANNEL-POSTRTG
-    iptables -t nat -X FLANNEL-POSTRTG
-    iptables -D FORWARD -m comment --comment 'flanneld forward' -j FLANNEL-FWD
-    iptables -F FLANNEL-FWD
-    iptables -X FLANNEL-FWD";
-const REMOVE_NFTABLES: &str = "
-    nft delete table ip flannel-ipv4
-    nft delete table ip6 flannel-ipv6";
+use crate::{FlannelConfig, Registry, eventually};
 
 /// The program, if this test run was given one.
 #[must_use]
 pub fn flanneld() -> Option<PathBuf> {
     std::env::var_os("FLANNELD").map(PathBuf::from)
-}
-
-/// What a cluster's net-conf.json says.
-#[derive(Clone, Copy, Debug)]
-pub struct FlannelConfig {
-    /// `vxlan`, `udp`, `host-gw`.
-    pub backend: &'static str,
-    /// With `vxlan`: packets to nodes on the same link go as they are.
-    pub direct_routing: bool,
-    /// Its rules go to nftables, not to iptables.
-    pub nftables: bool,
-}
-
-impl FlannelConfig {
-    #[must_use]
-    pub fn json(self) -> Value {
-        json!({
-            "Network": "10.64.0.0/16",
-            "EnableNFTables": self.nftables,
-            "Backend": {"Type": self.backend, "DirectRouting": self.direct_routing},
-        })
-    }
 }
 
 /// Killed with its node, unless it was told to end before.
@@ -88,7 +53,7 @@ impl Flanneld {
                 std::fs::write(&conf, config.json().to_string())?;
                 command
                     .args(["--kube-subnet-mgr", "--net-config-path", &conf])
-                    .args(["--kube-api-url", &api.url()]);
+                    .args(["--kube-api-url", &config.url(api)]);
             }
             Registry::Etcd(etcd) => {
                 command.args(["--etcd-endpoints", etcd.url()]);
@@ -106,12 +71,15 @@ impl Flanneld {
     /// # Errors
     ///
     /// When that takes more than a minute, with what it logged.
-    pub fn subnet(&self) -> Result<Ipv4Network> {
+    pub fn subnet(&self) -> Result<IpNetwork> {
         let path = |file: &str| self.directory.path().join(file);
         let subnet = eventually("flanneld has no subnet", || {
             let text = std::fs::read_to_string(path("subnet.env"))?;
             let mut lines = text.lines();
-            let found = lines.find_map(|line| line.strip_prefix("FLANNEL_SUBNET="));
+            let found = lines.find_map(|line| {
+                let words = ["FLANNEL_SUBNET=", "FLANNEL_IPV6_SUBNET="];
+                words.iter().find_map(|word| line.strip_prefix(word))
+            });
             Ok(found.context("no FLANNEL_SUBNET")?.parse()?)
         });
         subnet.with_context(|| {
@@ -131,49 +99,6 @@ impl Flanneld {
         ensure!(ended.success(), "flanneld ended with {ended}");
         Ok(())
     }
-}
-
-impl FlannelConfig {
-    /// Removes what an ended flanneld leaves on its node.
-    ///
-    /// # Errors
-    ///
-    /// When something of it is not there, or something else is.
-    pub fn remove_rest(self, host: &NetNs) -> Result<()> {
-        // With udp the TUN device goes with its process.
-        if self.backend == "vxlan" {
-            host.ip("link del flannel.1")?;
-        }
-        if self.backend == "host-gw" || self.direct_routing {
-            host.ip("route flush root 10.64.0.0/16 dev eth0")?;
-        }
-        let remove_rules = if self.nftables {
-            REMOVE_NFTABLES
-        } else {
-            REMOVE_IPTABLES
-        };
-        shell(host, remove_rules)?;
-        let left = shell(
-            host,
-            "iptables-save; nft list ruleset; ip link; ip route show dev eth0",
-        )?;
-        ensure!(
-            !left.to_lowercase().contains("flannel") && !left.contains("10.64."),
-            "of flannel's there is still something in\n{left}"
-        );
-        Ok(())
-    }
-}
-
-/// Runs commands on a node, up to the first that fails.
-fn shell(host: &NetNs, commands: &str) -> Result<String> {
-    let output = host.run(|| Command::new("sh").args(["-ec", commands]).output())?;
-    ensure!(
-        output.status.success(),
-        "{}\nin:\n{commands}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8(output.stdout)?)
 }
 
 impl Drop for Flanneld {

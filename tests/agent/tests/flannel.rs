@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use serde_json::json;
@@ -63,6 +63,12 @@ impl Cluster<'_> {
             // As a wire demands: a veth takes packets whose sums are yet to be made, and so would the process behind it.
             machine.netns.offload("eth0", "tx", false).unwrap();
         }
+        if self.config.ipv6 {
+            machine
+                .netns
+                .ip("addr flush dev eth0 scope global to 192.0.2.0/24")
+                .unwrap();
+        }
         machine
     }
 
@@ -74,7 +80,7 @@ impl Cluster<'_> {
             let name = name(&machine);
             if flanneld().is_some() {
                 if let Registry::Nodes(api) = self.registry {
-                    let subnet = FlannelLease::of(&machine).subnet.to_string();
+                    let subnet = self.config.subnet(&machine).to_string();
                     api.add_node(&name, &[&subnet], json!({})).unwrap();
                 }
                 return self.real(machine);
@@ -121,13 +127,13 @@ impl Cluster<'_> {
 
     fn outside_sees_its_node(&self, member: &Member) {
         let outside = self.api.machine();
-        let ip: IpAddr = outside.ipv4.into();
+        let ip = outside.ip_for(member.pod().ips[0]);
         let outside = Pod {
             netns: outside.netns.again().unwrap(),
             ips: vec![ip],
         };
         let seen = outside.sees(&member.pod().netns, ip).unwrap();
-        assert_eq!(seen, member.machine().ipv4);
+        assert_eq!(seen, member.machine().ip_for(seen));
     }
 
     /// In the order of the page on coming from flannel.
@@ -141,9 +147,10 @@ impl Cluster<'_> {
             self.api.add_node(&name, &[], json!({})).unwrap();
         }
         let (machine, rest) = node.stop().unwrap();
-        let mut agent = Agent::start(&name, machine, &self.api.url(), self.more).unwrap();
+        rest.remove(&machine.netns).unwrap();
+        let mut agent =
+            Agent::start(&name, machine, &self.config.url(self.api), self.more).unwrap();
         agent.wait_ready().unwrap();
-        rest.remove(&agent.machine().netns).unwrap();
         let pod = agent.pod("c1").unwrap();
         let agent = Box::new(agent);
         Member::Ours { pod, agent }
@@ -287,6 +294,7 @@ fn a_cluster_whose_leases_are_nodes_changes_over_from_flannel_node_by_node() {
     let config = FlannelConfig {
         backend: "vxlan",
         direct_routing: false,
+        ipv6: false,
         nftables: false,
     };
     nodes_change_over(config, &[]);
@@ -301,6 +309,7 @@ fn a_cluster_whose_leases_are_in_etcd_changes_over_from_flannel_node_by_node() {
     let config = FlannelConfig {
         backend: "vxlan",
         direct_routing: false,
+        ipv6: false,
         nftables: true,
     };
     etcd_changes_over(config);
@@ -314,6 +323,7 @@ fn a_cluster_of_the_udp_backend_changes_over_from_flannel_node_by_node() {
     let config = FlannelConfig {
         backend: "udp",
         direct_routing: false,
+        ipv6: false,
         nftables: false,
     };
     nodes_change_over(config, &["--overlay=udp"]);
@@ -327,6 +337,7 @@ fn a_cluster_of_the_host_gw_backend_changes_over_from_flannel_node_by_node() {
     let config = FlannelConfig {
         backend: "host-gw",
         direct_routing: false,
+        ipv6: false,
         nftables: true,
     };
     etcd_changes_over(config);
@@ -340,7 +351,22 @@ fn a_cluster_with_direct_routing_changes_over_from_flannel_node_by_node() {
     let config = FlannelConfig {
         backend: "vxlan",
         direct_routing: true,
+        ipv6: false,
         nftables: false,
     };
     nodes_change_over(config, &["--direct-routing"]);
+}
+
+#[test]
+fn a_cluster_of_ipv6_alone_changes_over_from_flannel_node_by_node() {
+    if without_root() || without_flanneld("its device over IPv6") {
+        return;
+    }
+    let config = FlannelConfig {
+        backend: "vxlan",
+        direct_routing: false,
+        ipv6: true,
+        nftables: false,
+    };
+    nodes_change_over(config, &[]);
 }
