@@ -176,7 +176,7 @@ impl FlannelNode {
                 api.add_node(name, &[&subnet], json!({}))?;
                 command
                     .arg("--kube-subnet-mgr")
-                    .arg(format!("--kube-api-url={}", api.url()))
+                    .arg(api.flag_of("--kube-api-url", "--kubeconfig-file"))
                     .arg(format!(
                         "--net-config-path={}",
                         path("net-conf.json").display()

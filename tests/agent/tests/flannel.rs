@@ -69,7 +69,8 @@ fn change_over(underlay: &Underlay, api: &Api, registry: Registry<'_>, more: &[&
             api.add_node(&name, &[], json!({})).unwrap();
         }
         let machine = node.leave().unwrap();
-        let mut agent = Agent::start(&name, machine, &api.url(), more).unwrap();
+        let mut agent =
+            Agent::start(&name, machine, &[&[api.flag().as_str()], more].concat()).unwrap();
         agent.wait_ready().unwrap();
         let pod = agent.pod("c1").unwrap();
         let agent = Box::new(agent);
