@@ -9,7 +9,7 @@ use clap::Args;
 use crate::{command::Run, program, setup, workspace};
 
 /// Flags that name a program of others.
-const PROGRAMS: &[&str] = &["--etcd", "--flanneld", "--kube-apiserver"];
+const PROGRAMS: &[&str] = &["--etcd", "--flanneld", "--kube-apiserver", "--kube-proxy"];
 
 #[derive(Debug, Args)]
 pub struct Options {

@@ -1,9 +1,11 @@
 //! `codegen`: the tables of the API's types, written from what Kubernetes publishes about them.
 //!
 //! Field types, list kinds and merge keys come from the Python package `kubernetes-validate`, which carries the
-//! JSON schemas of one release with their `x-kubernetes-*` extensions; protobuf's field numbers come from the crate
+//! JSON schemas of one release with their `x-kubernetes-*` extensions; the values of enumerations, which they lack, are
+//! listed beside this file; protobuf's field numbers come from the crate
 //! `k8s-pb`. Both are fetched by their registries' own clients at pinned versions, so the same tables come out anywhere.
 
+mod enums;
 mod openapi;
 mod protobuf;
 
@@ -41,7 +43,8 @@ open(sys.argv[1] + "/definitions.json", "wb").write(wheel.read(name))
 pub fn run(options: &Options) -> Result<()> {
     let folder = workspace::target().join("codegen");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let definitions = openapi::table(&published(&folder)?)?;
+    let mut definitions = openapi::table(&published(&folder)?)?;
+    enums::add(&mut definitions)?;
     let numbers = protobuf::table(&messages(&folder)?, &definitions)?;
     let mut stale = Vec::new();
     for (name, table) in [

@@ -20,15 +20,28 @@ pub struct Options {
     /// Run only these suites, in the order below
     #[arg(long = "suite", value_enum)]
     suites: Vec<Suite>,
-    /// A flanneld, for the tests of mixed clusters; without it the kernel's device stands for it
-    #[arg(long, value_name = "PATH")]
-    flanneld: Option<PathBuf>,
+    #[command(flatten)]
+    given: Given,
     /// Run the cases of the kubectl suite against this kube-apiserver instead of ours, to prove them
     #[arg(long, value_name = "PATH")]
     reference: Option<PathBuf>,
-    /// The etcd below the reference, a program called etcd; without it, the one in PATH
-    #[arg(long, value_name = "PATH", requires = "reference")]
+}
+
+/// Programs of others, which then stand beside ours.
+#[derive(Debug, Args)]
+struct Given {
+    /// The etcd below a kube-apiserver, a program called etcd; without it, the one in PATH
+    #[arg(long, value_name = "PATH")]
     etcd: Option<PathBuf>,
+    /// A flanneld, for the tests of mixed clusters; without it the kernel's device stands for it
+    #[arg(long, value_name = "PATH")]
+    flanneld: Option<PathBuf>,
+    /// A kube-apiserver, which the agents of suite netns ask in the place of ours
+    #[arg(long, value_name = "PATH")]
+    kube_apiserver: Option<PathBuf>,
+    /// A kube-proxy, for the test of the change from it; without it, rules in its shape stand for it
+    #[arg(long, value_name = "PATH")]
+    kube_proxy: Option<PathBuf>,
 }
 
 /// In the order in which they run: the cheap and general first.
@@ -48,17 +61,18 @@ enum Suite {
     Up,
 }
 
+/// Names a kube-apiserver to tests.
+const REFERENCE: &str = "FAIRLEAD_REFERENCE";
+
 /// Variables of the environment of tests.
 type Variables<'a> = &'a [(&'a str, OsString)];
 
 pub fn run(options: &Options) -> Result<()> {
-    let flanneld = options.flanneld.as_deref();
-    let flanneld = flanneld.map(|path| program::named("--flanneld", path));
-    let flanneld = flanneld.transpose()?;
+    let given = options.given.variables()?;
     setup::require_root("test")?;
     setup::run()?;
     if let Some(reference) = &options.reference {
-        return prove(reference, options.etcd.as_deref());
+        return prove(reference, &given);
     }
     let wanted = |suite: &Suite| options.suites.is_empty() || options.suites.contains(suite);
     let mut built = Built::default();
@@ -66,7 +80,7 @@ pub fn run(options: &Options) -> Result<()> {
     for suite in Suite::value_variants().iter().filter(|suite| wanted(suite)) {
         let start = Instant::now();
         println!("=== {suite:?}");
-        let tally = suite.run(&mut built, flanneld.as_deref())?;
+        let tally = suite.run(&mut built, &given)?;
         println!(
             "=== {suite:?}: {} passed, {} failed in {:.0} s",
             tally.passed,
@@ -115,8 +129,8 @@ const KUBECTL: &str = "tests-kubectl";
 const E2E: &str = "tests-e2e";
 
 impl Suite {
-    /// `flanneld`: the real one, for mixed clusters.
-    fn run(self, built: &mut Built, flanneld: Option<&Path>) -> Result<Tally> {
+    /// `given`: programs of others, for the agent's tests.
+    fn run(self, built: &mut Built, given: Variables) -> Result<Tally> {
         match self {
             Suite::Check => one(&["xtask", "check"]),
             Suite::Unit => {
@@ -125,10 +139,7 @@ impl Suite {
                 };
                 Ok(built.run(unit, &[])? + documentation()?)
             }
-            Suite::Netns => {
-                let flanneld = flanneld.map(|path| ("FLANNELD", path.into()));
-                built.run(|package| NETNS.contains(&package), flanneld.as_slice())
-            }
+            Suite::Netns => built.run(|package| NETNS.contains(&package), given),
             Suite::Kubectl => built.run(|package| package == KUBECTL, &[]),
             Suite::E2e => built.run(|package| package == E2E, &[]),
             Suite::Up => {
@@ -160,22 +171,47 @@ fn one(arguments: &[&str]) -> Result<Tally> {
     })
 }
 
-/// Runs the cases of kubectl against a kube-apiserver over an etcd.
-fn prove(reference: &Path, etcd: Option<&Path>) -> Result<()> {
-    let reference = program::named("--reference", reference)?;
-    let mut path = std::env::var_os("PATH").unwrap_or_default();
-    if let Some(etcd) = etcd {
-        let etcd = program::named("--etcd", etcd)?;
-        let (Some(folder), Some(name)) = (etcd.parent(), etcd.file_name()) else {
-            bail!("--etcd {} is no program", etcd.display());
-        };
-        if name != "etcd" {
-            bail!("--etcd {}: the program must be called etcd", etcd.display());
+impl Given {
+    /// As the tests are told of them.
+    fn variables(&self) -> Result<Vec<(&'static str, OsString)>> {
+        let mut variables = Vec::new();
+        for (flag, name, path) in [
+            ("--flanneld", "FLANNELD", &self.flanneld),
+            ("--kube-apiserver", REFERENCE, &self.kube_apiserver),
+            ("--kube-proxy", "KUBE_PROXY", &self.kube_proxy),
+        ] {
+            if let Some(path) = path {
+                variables.push((name, program::named(flag, path)?.into()));
+            }
         }
-        let folders = std::env::split_paths(&path);
-        path = std::env::join_paths([folder.to_owned()].into_iter().chain(folders))?;
+        if let Some(etcd) = &self.etcd {
+            variables.push(("PATH", path_with(etcd)?));
+        }
+        Ok(variables)
     }
-    let variables = [("FAIRLEAD_REFERENCE", reference.into()), ("PATH", path)];
+}
+
+/// `PATH` with this etcd in front.
+fn path_with(etcd: &Path) -> Result<OsString> {
+    let etcd = program::named("--etcd", etcd)?;
+    let (Some(folder), Some(name)) = (etcd.parent(), etcd.file_name()) else {
+        bail!("--etcd {} is no program", etcd.display());
+    };
+    if name != "etcd" {
+        bail!("--etcd {}: the program must be called etcd", etcd.display());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path);
+    Ok(std::env::join_paths(
+        [folder.to_owned()].into_iter().chain(folders),
+    )?)
+}
+
+/// Runs the cases of kubectl against a kube-apiserver over an etcd.
+fn prove(reference: &Path, given: Variables) -> Result<()> {
+    let reference = program::named("--reference", reference)?;
+    let mut variables = given.to_vec();
+    variables.push((REFERENCE, reference.into()));
     let mut tally = Tally::default();
     let built = build::build()?;
     let cases = |own: &&Executable| own.package == KUBECTL && own.target == "--test=cases";

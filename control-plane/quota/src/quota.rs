@@ -108,23 +108,16 @@ pub fn charge(quota: &Value, demand: &Demand<'_>) -> Result<Option<Amounts>, Str
     let name = text(quota, "/metadata/name");
     let hard = amounts(quota.pointer("/status/hard"));
     let used = amounts(quota.pointer("/status/used"));
-    // A quota whose status nobody has worked out yet is known by its specification.
-    let listed = if hard.is_empty() {
-        amounts(quota.pointer("/spec/hard"))
-    } else {
-        hard.clone()
-    };
-    let about: Vec<&String> = listed.keys().filter(|name| resource.takes(name)).collect();
+    // A quota whose status nobody has worked out yet limits nothing: whoever makes it beside what it limits, as an installer
+    // does, is not refused.
+    let about: Vec<&String> = hard.keys().filter(|name| resource.takes(name)).collect();
     if about.is_empty() || !in_scope(quota, resource, object) {
         return Ok(None);
     }
     if let Some(missing) = unsaid(resource, object, &about) {
         return Err(format!("failed quota: {name}: must specify {missing}"));
     }
-    if about
-        .iter()
-        .any(|name| !hard.contains_key(*name) || !used.contains_key(*name))
-    {
+    if about.iter().any(|name| !used.contains_key(*name)) {
         let about: Vec<&str> = about.iter().map(|name| name.as_str()).collect();
         return Err(format!(
             "status unknown for quota: {name}, resources: {}",
@@ -270,9 +263,12 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_that_is_not_worked_out_lets_nothing_in() {
+    fn a_quota_limits_nothing_before_it_is_worked_out_and_lets_nothing_in_while_its_use_is_unknown()
+    {
         let mut quota = quota(json!([]));
         quota["status"] = json!({});
+        assert_eq!(charge(&quota, &demand(&pod("1m"), None)), Ok(None));
+        quota["status"]["hard"] = quota["spec"]["hard"].clone();
         let why = charge(&quota, &demand(&pod("1m"), None)).unwrap_err();
         assert_eq!(
             why,

@@ -10,8 +10,8 @@ pub struct FieldError {
     /// The path of the field, as in `spec.ports[0].port`.
     pub field: String,
     pub kind: FieldErrorKind,
-    /// The offending value; not shown for some kinds.
-    pub value: Value,
+    /// The offending value; what has none, or too much of one, is not shown.
+    pub value: Option<Value>,
     pub detail: String,
 }
 
@@ -31,7 +31,7 @@ impl FieldError {
     fn new(
         field: impl Into<String>,
         kind: FieldErrorKind,
-        value: Value,
+        value: Option<Value>,
         detail: impl Into<String>,
     ) -> Self {
         Self {
@@ -43,7 +43,7 @@ impl FieldError {
     }
 
     pub fn required(field: impl Into<String>, detail: &str) -> Self {
-        Self::new(field, FieldErrorKind::Required, Value::Null, detail)
+        Self::new(field, FieldErrorKind::Required, None, detail)
     }
 
     pub fn invalid(
@@ -51,19 +51,19 @@ impl FieldError {
         value: impl Into<Value>,
         detail: impl Into<String>,
     ) -> Self {
-        Self::new(field, FieldErrorKind::Invalid, value.into(), detail)
+        Self::new(field, FieldErrorKind::Invalid, Some(value.into()), detail)
     }
 
     pub fn duplicate(field: impl Into<String>, value: impl Into<Value>) -> Self {
-        Self::new(field, FieldErrorKind::Duplicate, value.into(), "")
+        Self::new(field, FieldErrorKind::Duplicate, Some(value.into()), "")
     }
 
     pub fn not_found(field: impl Into<String>, value: impl Into<Value>) -> Self {
-        Self::new(field, FieldErrorKind::NotFound, value.into(), "")
+        Self::new(field, FieldErrorKind::NotFound, Some(value.into()), "")
     }
 
     pub fn forbidden(field: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self::new(field, FieldErrorKind::Forbidden, Value::Null, detail)
+        Self::new(field, FieldErrorKind::Forbidden, None, detail)
     }
 
     pub fn not_supported(
@@ -84,17 +84,22 @@ impl FieldError {
     ) -> Self {
         let list: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
         let detail = format!("supported values: {}", list.join(", "));
-        Self::new(field, FieldErrorKind::NotSupported, value.into(), detail)
+        Self::new(
+            field,
+            FieldErrorKind::NotSupported,
+            Some(value.into()),
+            detail,
+        )
     }
 
     pub fn too_long(field: impl Into<String>, max: usize) -> Self {
         let detail = format!("may not be more than {max} bytes");
-        Self::new(field, FieldErrorKind::TooLong, Value::Null, detail)
+        Self::new(field, FieldErrorKind::TooLong, None, detail)
     }
 
     pub fn too_many(field: impl Into<String>, count: usize, max: usize) -> Self {
         let detail = format!("must have at most {max} items");
-        Self::new(field, FieldErrorKind::TooMany, count.into(), detail)
+        Self::new(field, FieldErrorKind::TooMany, Some(count.into()), detail)
     }
 
     /// The text without the field's path.
@@ -110,9 +115,9 @@ impl FieldError {
             K::TooLong => "Too long",
             K::TooMany => "Too many",
         };
-        let mut body = match self.kind {
-            K::Required | K::Forbidden | K::TooLong => name.to_owned(),
-            _ => format!("{name}: {}", self.value),
+        let mut body = match &self.value {
+            None => name.to_owned(),
+            Some(value) => format!("{name}: {value}"),
         };
         if !self.detail.is_empty() {
             body.push_str(": ");

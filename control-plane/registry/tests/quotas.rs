@@ -146,13 +146,25 @@ async fn a_quota_is_charged_by_what_changes_and_not_by_a_rehearsal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quota_that_nobody_counted_yet_lets_nothing_in() {
+async fn a_quota_that_nobody_counted_yet_lets_nothing_in_once_its_limits_hold() {
     let cluster = Cluster::new().await;
-    let made = json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "1", "cpu": "1"}}});
-    cluster
+    let hard = json!({"pods": "1", "cpu": "1"});
+    let made = json!({"metadata": {"name": "q"}, "spec": {"hard": hard}});
+    let mut made = cluster
         .create("resourcequotas", made)
         .await
         .expect("a quota");
+    // Whoever makes a quota and at once what it limits, as an installer does, is not refused.
+    cluster
+        .create("pods", pod("early"))
+        .await
+        .expect("no limit yet");
+    made["status"] = json!({"hard": hard});
+    let status = Some(Subresource::Status);
+    cluster
+        .update("resourcequotas", status, made)
+        .await
+        .expect("the limits");
     let mut asks = pod("p");
     let why = refusal(cluster.create("pods", asks.clone()).await);
     assert_eq!(

@@ -97,6 +97,10 @@ impl KeptEndpoint {
         }
     }
 
+    pub(crate) fn terminates(&self) -> bool {
+        self.standing.terminating
+    }
+
     /// `zone` is this node's.
     pub(crate) fn standing(&self, zone: Option<&str>) -> Standing {
         Standing {

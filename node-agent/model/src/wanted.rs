@@ -200,8 +200,33 @@ fn fill(
     slices: &Slices,
     zone: Option<&str>,
 ) {
-    let mut addresses: Vec<IpPort> = Vec::new();
-    let mut endpoints: Vec<&KeptEndpoint> = Vec::new();
+    let endpoints = candidates(key, slices);
+    let standings: Vec<_> = endpoints.iter().map(|(_, e)| e.standing(zone)).collect();
+    let selection = choose(&standings, key.policy);
+    let pick = |index: &usize| endpoints[*index].0;
+    set.draining = selection.draining.iter().map(pick).collect();
+    let chosen = selection.chosen.iter().map(pick);
+    set.chosen = match shares {
+        [] => chosen.map(|addr| (addr, 1)).collect(),
+        shares => {
+            let pods = selection.chosen.iter();
+            let pods: Vec<_> = pods
+                .map(|index| endpoints[*index].1.pod.as_deref())
+                .collect();
+            let weighted = chosen.zip(weights(&pods, shares));
+            weighted.filter(|(_, weight)| *weight > 0).collect()
+        }
+    };
+    if key.policy == TrafficPolicy::Local && selection.elsewhere {
+        set.flags |= service_flag::DROP_IF_EMPTY;
+    }
+}
+
+/// The endpoints of a set in the order of their addresses, each address once. A network may give a pod the address of one
+/// that terminates still, and an endpoint that moves from one EndpointSlice to another is in both for a moment: what does
+/// not terminate comes first, as with kube-proxy.
+fn candidates<'a>(key: &SetKey, slices: &'a Slices) -> Vec<(IpPort, &'a KeptEndpoint)> {
+    let mut found: Vec<(IpPort, &KeptEndpoint)> = Vec::new();
     for slice in slices.iter() {
         let ports = slice
             .ports
@@ -209,34 +234,14 @@ fn fill(
             .filter(|port| *port.name == *key.port && port.protocol == key.protocol);
         for port in ports {
             let of_family = |e: &&KeptEndpoint| family_of(e.addr) == key.family;
-            for endpoint in slice.endpoints.iter().filter(of_family) {
-                addresses.push(IpPort {
-                    ip: endpoint.addr,
-                    port: port.port,
-                });
-                endpoints.push(endpoint);
-            }
+            let endpoints = slice.endpoints.iter().filter(of_family);
+            found.extend(endpoints.map(|endpoint| {
+                let (ip, port) = (endpoint.addr, port.port);
+                (IpPort { ip, port }, endpoint)
+            }));
         }
     }
-    let standings: Vec<_> = endpoints.iter().map(|e| e.standing(zone)).collect();
-    let selection = choose(&standings, key.policy);
-    let pick = |index: &usize| addresses[*index];
-    set.draining = selection.draining.iter().map(pick).collect();
-    set.draining.sort_unstable();
-    set.draining.dedup();
-    let chosen = selection.chosen.iter().map(pick);
-    set.chosen = match shares {
-        [] => chosen.map(|addr| (addr, 1)).collect(),
-        shares => {
-            let pods = selection.chosen.iter();
-            let pods: Vec<_> = pods.map(|index| endpoints[*index].pod.as_deref()).collect();
-            let weighted = chosen.zip(weights(&pods, shares));
-            weighted.filter(|(_, weight)| *weight > 0).collect()
-        }
-    };
-    set.chosen.sort_by_key(|(addr, _)| *addr);
-    set.chosen.dedup_by_key(|(addr, _)| *addr);
-    if key.policy == TrafficPolicy::Local && selection.elsewhere {
-        set.flags |= service_flag::DROP_IF_EMPTY;
-    }
+    found.sort_by_key(|(addr, endpoint)| (*addr, endpoint.terminates()));
+    found.dedup_by_key(|(addr, _)| *addr);
+    found
 }

@@ -368,6 +368,51 @@ fn a_terminating_backend_keeps_its_epoch_until_it_is_gone() {
 }
 
 #[test]
+fn a_pod_that_got_the_address_of_one_that_terminates_counts_in_its_place() {
+    let http = ("10.96.0.1:80".parse().unwrap(), 6);
+    // In one EndpointSlice or in two, in both orders.
+    let (old, new) = (("10.244.1.2", false), ("10.244.1.2", true));
+    for slices in [
+        vec![vec![old, new]],
+        vec![vec![old], vec![new]],
+        vec![vec![new], vec![old]],
+    ] {
+        for new_is_ready in [true, false] {
+            let mut agent = Agent::new(Capacity::default());
+            agent.change(Change::Service(
+                name("a"),
+                Some(service(&["10.96.0.1"], None)),
+            ));
+            for (number, endpoints) in slices.iter().enumerate() {
+                let mut slice = slice("a", endpoints);
+                for endpoint in slice.endpoints.iter_mut().filter(|e| e.ready) {
+                    endpoint.ready = new_is_ready;
+                    endpoint.serving = new_is_ready;
+                }
+                agent.change(Change::EndpointSlice(
+                    name(&format!("a-{number}")),
+                    Some(slice),
+                ));
+            }
+            agent.sync();
+            // The old one is no last resort: what answers there now is not ready.
+            let wanted = if new_is_ready {
+                addrs(&["10.244.1.2:8080"])
+            } else {
+                addrs(&[])
+            };
+            assert_eq!(
+                view(&agent.maps)[&http],
+                wanted,
+                "{slices:?}, ready: {new_is_ready}"
+            );
+            let states: Vec<_> = agent.maps.v4.backends.values().map(|b| b.state).collect();
+            assert!(!states.contains(&backend_state::TERMINATING), "{slices:?}");
+        }
+    }
+}
+
+#[test]
 fn a_full_map_refuses_the_new_and_keeps_the_old_until_there_is_room() {
     let capacity = Capacity {
         frontends4: 4,

@@ -115,12 +115,11 @@ fn endpoint_slice(
             return None;
         };
         let conditions = endpoint.conditions.clone().unwrap_or_default();
-        let ready = conditions.ready.unwrap_or(true);
         let hints = endpoint.hints.clone().unwrap_or_default();
         Some(SliceEndpoint {
             addr,
-            ready,
-            serving: conditions.serving.unwrap_or(ready),
+            ready: conditions.ready.unwrap_or(true),
+            serving: conditions.serving.unwrap_or(true),
             terminating: conditions.terminating.unwrap_or(false),
             node: endpoint.node_name.clone(),
             pod: endpoint
@@ -235,7 +234,8 @@ mod tests {
             "metadata": {"name": "web-1", "labels": {SERVICE_NAME: "web"}}, "addressType": "IPv4",
             "ports": [{"name": "http", "port": 8080}],
             "endpoints": [{"addresses": ["10.244.1.2"]},
-                {"addresses": ["10.244.1.3"], "conditions": {"ready": false}}]
+                {"addresses": ["10.244.1.3"], "conditions": {"ready": false}},
+                {"addresses": ["10.244.1.4"], "conditions": {"ready": false, "terminating": true}}]
         }))
         .unwrap();
         let slice = endpoint_slice(&object, &ObjectName::new("default", "web-1")).unwrap();
@@ -244,6 +244,14 @@ mod tests {
             .iter()
             .map(|e| (e.ready, e.serving, e.terminating))
             .collect();
-        assert_eq!(conditions, [(true, true, false), (false, false, false)]);
+        // As the API says of each: serving does not follow from what is said of ready.
+        assert_eq!(
+            conditions,
+            [
+                (true, true, false),
+                (false, true, false),
+                (false, true, true)
+            ]
+        );
     }
 }

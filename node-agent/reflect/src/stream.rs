@@ -73,10 +73,7 @@ pub async fn run(client: kube::Client, out: mpsc::Sender<Message>) {
 
 async fn watch<K: Kind>(source: Source, api: Api<K>, out: mpsc::Sender<Message>) {
     let mut mirror = Names::default();
-    // Grows to half a minute, and as much again at random, so that the nodes of a cluster do not come back at once;
-    // only two minutes without a failure make it short again. A list that succeeds does not: what follows may fail for
-    // ever, and every try would be a list.
-    let mut backoff = DefaultBackoff::default();
+    let mut waits = Waits::default();
     loop {
         // A new watcher begins with a list.
         let mut stream = pin!(watcher::watcher(api.clone(), watcher::Config::default()));
@@ -90,7 +87,7 @@ async fn watch<K: Kind>(source: Source, api: Api<K>, out: mpsc::Sender<Message>)
                     }
                 }
                 Err(error) => {
-                    let wait = backoff.next().unwrap_or(LONGEST_WAIT);
+                    let wait = waits.after(&error);
                     warn!(
                         source = source.label(),
                         error = &error as &dyn std::error::Error,
@@ -104,6 +101,39 @@ async fn watch<K: Kind>(source: Source, api: Api<K>, out: mpsc::Sender<Message>)
                 }
             }
         }
+    }
+}
+
+/// How long to wait after failures. Each grows to half a minute, and as much again at random, so that the nodes of a cluster
+/// do not come back at once; only two minutes without a failure make it short again. A list that succeeds does not: what
+/// follows may fail for ever, and every try would be a list.
+#[derive(Default)]
+struct Waits {
+    failed: DefaultBackoff,
+    /// A server that forgot what changed since, as one that was started anew, is there and asks for a list: however long it
+    /// was away before, nobody waits as long again.
+    expired: DefaultBackoff,
+}
+
+impl Waits {
+    fn after(&mut self, error: &watcher::Error) -> Duration {
+        let backoff = match has_expired(error) {
+            true => &mut self.expired,
+            false => &mut self.failed,
+        };
+        backoff.next().unwrap_or(LONGEST_WAIT)
+    }
+}
+
+/// `410 Gone`, as an answer or as an event.
+/// <https://kubernetes.io/docs/reference/using-api/api-concepts/#410-gone-responses>
+fn has_expired(error: &watcher::Error) -> bool {
+    const GONE: u16 = 410;
+    match error {
+        watcher::Error::WatchError(status) => status.code == GONE,
+        watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == GONE,
+        _ => false,
     }
 }
 
@@ -253,6 +283,31 @@ mod tests {
         // And after two good minutes it is as in the beginning.
         tokio::time::advance(Duration::from_secs(121)).await;
         assert!(one() < Duration::from_secs(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_comes_back_and_asks_for_a_list_is_not_waited_for_once_more() {
+        let away = watcher::Error::NoResourceVersion;
+        let gone = watcher::Error::WatchError(Box::new(kube::core::Status {
+            code: 410,
+            ..Default::default()
+        }));
+        let mut waits = Waits::default();
+        let mut after = async |error| {
+            let wait = waits.after(error);
+            tokio::time::advance(wait).await;
+            wait
+        };
+        for _ in 0..10 {
+            after(&away).await;
+        }
+        assert!(after(&away).await >= LONGEST_WAIT);
+        assert!(after(&gone).await < Duration::from_secs(2));
+        // One that says so each time is asked for fewer and fewer lists.
+        for _ in 0..10 {
+            after(&gone).await;
+        }
+        assert!(after(&gone).await >= LONGEST_WAIT);
     }
 
     #[test]

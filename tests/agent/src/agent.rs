@@ -30,22 +30,12 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts an agent named `name` on `machine`, with further arguments, and does not wait for it.
+    /// Starts an agent named `name` on `machine` and does not wait for it; one of the arguments says where the API server is.
     ///
     /// # Errors
     ///
     /// When it cannot be started.
-    pub fn start(name: &str, machine: Machine, server: &str, more: &[&str]) -> Result<Self> {
-        let server = format!("--server={server}");
-        Self::start_with(name, machine, &[&[server.as_str()], more].concat())
-    }
-
-    /// As [`Agent::start`]; the arguments say where the API server is.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be started.
-    pub fn start_with(name: &str, machine: Machine, more: &[&str]) -> Result<Self> {
+    pub fn start(name: &str, machine: Machine, more: &[&str]) -> Result<Self> {
         let mut agent = Self::prepare(name, machine, more)?;
         agent.again()?;
         Ok(agent)
@@ -123,7 +113,9 @@ impl Agent {
     ) -> Result<Self> {
         let name = format!("n{number}");
         api.add_node(&name, pod_cidrs, serde_json::json!({}))?;
-        let mut agent = Self::start(&name, underlay.machine(number)?, &api.url(), more)?;
+        let flag = api.flag();
+        let arguments = [&[flag.as_str()], more].concat();
+        let mut agent = Self::start(&name, underlay.machine(number)?, &arguments)?;
         agent.wait_ready()?;
         Ok(agent)
     }

@@ -1,6 +1,7 @@
 //! An API server on a machine of the underlay.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,19 +20,29 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
+use crate::real_api::RealApi;
+
 /// The machine's number on the underlay.
 const NUMBER: u8 = 250;
-const PORT: u16 = 6443;
+pub(crate) const PORT: u16 = 6443;
 /// Far longer than its threads take to end.
 const STOPPING: Duration = Duration::from_secs(10);
 
-/// A running API server over a store of its own; it ends when this is dropped.
+/// A running API server over a store of its own: ours, or the real one that is given. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Api {
-    /// Its threads live in the machine's network namespace; none while it is stopped.
+    /// Its threads live in the machine's network namespace; none while the server is stopped.
     runtime: Option<Runtime>,
+    server: Server,
     machine: Machine,
     directory: TempDir,
+}
+
+#[derive(Debug)]
+enum Server {
+    /// In the runtime.
+    Ours,
+    Real(RealApi),
 }
 
 impl Api {
@@ -41,8 +52,13 @@ impl Api {
     pub fn start(underlay: &Underlay) -> Result<Self> {
         let machine = underlay.machine(NUMBER)?;
         let directory = tempfile::tempdir().context("make a temporary folder")?;
+        let server = match tests_reference::given() {
+            Some(program) => Server::Real(RealApi::new(program, &machine, directory.path())?),
+            None => Server::Ours,
+        };
         let mut api = Self {
             runtime: None,
+            server,
             machine,
             directory,
         };
@@ -62,23 +78,13 @@ impl Api {
                 .enable_all()
                 .build()
         })?;
-        let store = self.directory.path().join("store.redb");
-        // Of both families.
-        let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT));
-        let serving = async move {
-            let store = EmbeddedStore::open(store, embedded::Options::default())?;
-            let registry = Registry::open(Arc::new(store), Options::default()).await?;
-            let listener = TcpListener::bind(address).await?;
-            let (stop, stopping) = watch::channel(false);
-            let app = control_plane_apiserver::app(registry, stopping.clone());
-            tokio::spawn(async move {
-                // Nobody tells it to stop: it goes with the runtime.
-                let _stop = stop;
-                control_plane_apiserver::serve(listener, app, stopping).await
-            });
-            anyhow::Ok(())
-        };
-        runtime.block_on(runtime.spawn(serving))??;
+        match &mut self.server {
+            Server::Ours => {
+                let store = self.directory.path().join("store.redb");
+                runtime.block_on(runtime.spawn(serve_ours(store)))??;
+            }
+            Server::Real(server) => server.start(&self.machine, &runtime)?,
+        }
         self.runtime = Some(runtime);
         Ok(())
     }
@@ -89,17 +95,46 @@ impl Api {
             // The store's file must be closed before it is opened again.
             runtime.shutdown_timeout(STOPPING);
         }
+        if let Server::Real(server) = &mut self.server {
+            server.stop();
+        }
     }
 
+    /// The agent's flag that leads here.
     #[must_use]
-    pub fn url(&self) -> String {
-        format!("http://{}:{PORT}", self.machine.ipv4)
+    pub fn flag(&self) -> String {
+        self.flag_at(self.machine.ipv4.into(), "--server", "--kubeconfig")
     }
 
     /// For nodes without IPv4.
     #[must_use]
-    pub fn url_v6(&self) -> String {
-        format!("http://[{}]:{PORT}", self.machine.ipv6)
+    pub fn flag_v6(&self) -> String {
+        self.flag_at(self.machine.ipv6.into(), "--server", "--kubeconfig")
+    }
+
+    /// The flag of a program that leads to this address of the server: `url` takes a URL, `kubeconfig` a file.
+    #[must_use]
+    pub fn flag_at(&self, address: IpAddr, url: &str, kubeconfig: &str) -> String {
+        match &self.server {
+            Server::Ours => format!("{url}=http://{}", SocketAddr::new(address, PORT)),
+            Server::Real(server) => {
+                format!("{kubeconfig}={}", server.kubeconfig(address).display())
+            }
+        }
+    }
+
+    /// For clients that reach the underlay.
+    ///
+    /// # Errors
+    ///
+    /// When its address is none.
+    pub fn config(&self) -> Result<Config> {
+        match &self.server {
+            Server::Ours => Ok(Config::new(
+                format!("http://{}:{PORT}", self.machine.ipv4).parse()?,
+            )),
+            Server::Real(server) => server.config(),
+        }
     }
 
     /// Where it runs.
@@ -132,11 +167,8 @@ impl Api {
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        let url = self.url().parse().context("the URL")?;
-        self.run(async move {
-            let client = Client::try_from(Config::new(url))?;
-            work(client).await
-        })
+        let config = self.config()?;
+        self.run(async move { work(Client::try_from(config)?).await })
     }
 
     /// Sends one request with a JSON body, if any; a PATCH is a merge patch.
@@ -225,6 +257,22 @@ impl Api {
                 .collect())
         })
     }
+}
+
+/// In a runtime, for as long as that lives.
+async fn serve_ours(store: PathBuf) -> Result<()> {
+    let store = EmbeddedStore::open(store, embedded::Options::default())?;
+    let registry = Registry::open(Arc::new(store), Options::default()).await?;
+    // Of both families.
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).await?;
+    let (stop, stopping) = watch::channel(false);
+    let app = control_plane_apiserver::app(registry, stopping.clone());
+    tokio::spawn(async move {
+        // Nobody tells it to stop: it goes with the runtime.
+        let _stop = stop;
+        control_plane_apiserver::serve(listener, app, stopping).await
+    });
+    Ok(())
 }
 
 impl Drop for Api {

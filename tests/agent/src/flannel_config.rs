@@ -58,10 +58,15 @@ impl FlannelConfig {
         config
     }
 
-    /// Of an API, as nodes reach it.
+    /// The flag of a program of the nodes that leads to an API: by a URL it is called one thing, by a kubeconfig another.
     #[must_use]
-    pub fn url(self, api: &Api) -> String {
-        if self.ipv6 { api.url_v6() } else { api.url() }
+    pub fn flag(self, api: &Api, url: &str, kubeconfig: &str) -> String {
+        let machine = api.machine();
+        let address = match self.ipv6 {
+            true => machine.ipv6.into(),
+            false => machine.ipv4.into(),
+        };
+        api.flag_at(address, url, kubeconfig)
     }
 
     /// The pods of a machine's node, where the configuration does not choose.

@@ -53,7 +53,7 @@ impl Flanneld {
                 std::fs::write(&conf, config.json().to_string())?;
                 command
                     .args(["--kube-subnet-mgr", "--net-config-path", &conf])
-                    .args(["--kube-api-url", &config.url(api)]);
+                    .arg(config.flag(api, "--kube-api-url", "--kubeconfig-file"));
             }
             Registry::Etcd(etcd) => {
                 command.args(["--etcd-endpoints", etcd.url()]);

@@ -1,5 +1,5 @@
-//! The real agent and the real CNI plugin as processes, each node in namespaces of its own, against an API server of
-//! ours on a machine beside them. No kubelet and no container: the tests are the container runtime.
+//! The real agent and the real CNI plugin as processes, each node in namespaces of its own, against an API server on a
+//! machine beside them: ours, or a real kube-apiserver where one is given. No kubelet and no container: the tests are the container runtime.
 #![forbid(unsafe_code)]
 
 mod agent;
@@ -10,12 +10,15 @@ mod etcd;
 mod flannel;
 mod flannel_config;
 mod flanneld;
+mod kube_proxy;
 mod load_balancer;
 mod numbered;
 mod plugin;
 mod pod;
 mod proxy;
+mod random_services;
 mod rbac;
+mod real_api;
 mod stream;
 mod tls;
 mod web;
@@ -37,11 +40,13 @@ pub use etcd::Etcd;
 pub use flannel::{FlannelLease, FlannelNode, FlannelRest, Registry};
 pub use flannel_config::FlannelConfig;
 pub use flanneld::{Flanneld, flanneld};
+pub use kube_proxy::{KubeProxy, Place, Verdict, Verdicts, kube_proxy};
 pub use load_balancer::{HealthCheck, LoadBalancer, PORT as LOAD_BALANCER_PORT, Turn};
 pub use numbered::{Flow, Kind, Servers, Traffic, lost_segments, overflown_datagrams};
 pub use plugin::{Plugin, reference};
 pub use pod::Pod;
 pub use proxy::{Disturbance, Proxy, Seen, Trouble};
+pub use random_services::{add_nodes, add_services};
 pub use rbac::Rules;
 pub use stream::{Settled, Stream};
 pub use web::WebServer;

@@ -1,6 +1,7 @@
 //! A proxy between agents and the API server: it does to requests what networks and servers in trouble do, and remembers
 //! what was asked.
 
+use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -12,9 +13,8 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use futures::{Stream, StreamExt, stream};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, RETRY_AFTER};
-use http::{HeaderValue, Method, StatusCode, Uri};
-use hyper_util::client::legacy::{Client, connect::HttpConnector};
-use hyper_util::rt::TokioExecutor;
+use http::{HeaderValue, Method, StatusCode};
+use kube::Client;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests_testkit::{Machine, Underlay};
@@ -82,11 +82,9 @@ pub struct Proxy {
     directory: TempDir,
 }
 
-#[derive(Debug)]
 struct Shared {
-    /// Where the API server is.
-    server: String,
-    client: Client<HttpConnector, Body>,
+    /// Of the API server.
+    client: Client,
     trouble: watch::Sender<Option<Trouble>>,
     disturbance: broadcast::Sender<Disturbance>,
     seen: Mutex<Vec<Seen>>,
@@ -118,9 +116,10 @@ impl Proxy {
             true => Some(Identity::new([machine.ipv4.into(), machine.ipv6.into()])?),
             false => None,
         };
+        let config = api.config()?;
+        let client = runtime.block_on(runtime.spawn(async { Client::try_from(config) }))??;
         let shared = Arc::new(Shared {
-            server: api.url(),
-            client: Client::builder(TokioExecutor::new()).build_http(),
+            client,
             trouble: watch::Sender::new(None),
             disturbance: broadcast::Sender::new(16),
             seen: Mutex::default(),
@@ -147,14 +146,19 @@ impl Proxy {
         })
     }
 
-    #[must_use]
-    pub fn url(&self) -> String {
+    fn url(&self) -> String {
         let scheme = if self.identity.is_some() {
             "https"
         } else {
             "http"
         };
         format!("{scheme}://{}:{PORT}", self.machine.ipv4)
+    }
+
+    /// The agent's flag that leads here.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        format!("--server={}", self.url())
     }
 
     /// Where it listens.
@@ -244,24 +248,34 @@ impl Seen {
     }
 }
 
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("trouble", &self.trouble)
+            .field("seen", &self.seen)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Shared {
     fn seen(&self) -> MutexGuard<'_, Vec<Seen>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the API server answers; `502` as a proxy says it if it does not.
-    async fn ask(&self, mut request: Request) -> Result<Response> {
-        let path = request
-            .uri()
-            .path_and_query()
-            .map_or("/", |path| path.as_str());
-        *request.uri_mut() = format!("{}{path}", self.server).parse::<Uri>()?;
+    async fn ask(&self, mut request: Request) -> Response {
         // The server behind gave out none of these tokens: it would refuse who shows one.
         request.headers_mut().remove(AUTHORIZATION);
-        Ok(match self.client.request(request).await {
+        let (parts, body) = request.into_parts();
+        let sent = async {
+            let body = axum::body::to_bytes(body, usize::MAX).await?;
+            let request = Request::from_parts(parts, body.into());
+            anyhow::Ok(self.client.send(request).await?)
+        };
+        match sent.await {
             Ok(response) => response.map(Body::new),
             Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
-        })
+        }
     }
 }
 
@@ -281,10 +295,7 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
         Some(Trouble::ShortWatches | Trouble::UnknownFields) | None => {}
     }
     let embellished = trouble == Some(Trouble::UnknownFields);
-    let response = match shared.ask(request).await {
-        Ok(response) => response,
-        Err(error) => return (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
-    };
+    let response = shared.ask(request).await;
     if is_watch {
         let (disturbance, silence) = (shared.disturbance.subscribe(), shared.trouble.subscribe());
         return response.map(|body| {

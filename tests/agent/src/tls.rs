@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -22,6 +23,10 @@ pub struct Identity {
 }
 
 impl Identity {
+    pub const AUTHORITY: &str = "ca.crt";
+    pub const CERTIFICATE: &str = "server.crt";
+    pub const KEY: &str = "server.key";
+
     /// Of a server with these addresses.
     pub fn new(addresses: [IpAddr; 2]) -> Result<Self> {
         let mut of_authority = CertificateParams::new([])?;
@@ -43,6 +48,17 @@ impl Identity {
     /// The authority's certificate in PEM.
     pub fn authority(&self) -> String {
         self.authority.clone()
+    }
+
+    /// Writes the three files, in PEM.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let write = |name: &str, pem: String| {
+            let path = folder.join(name);
+            std::fs::write(&path, pem).with_context(|| format!("write {}", path.display()))
+        };
+        write(Self::AUTHORITY, self.authority())?;
+        write(Self::CERTIFICATE, self.certificate.pem())?;
+        write(Self::KEY, self.key.serialize_pem())
     }
 
     pub fn acceptor(&self) -> Result<TlsAcceptor> {

@@ -58,7 +58,7 @@ fn an_agent_asks_for_nothing_that_its_role_does_not_grant_and_needs_all_of_it() 
     let kubeconfig = format!("--kubeconfig={}", proxy.kubeconfig(TOKEN).unwrap());
     api.add_node("n2", &["10.244.2.0/24"], json!({})).unwrap();
     let machine = underlay.machine(2).unwrap();
-    let mut other = Agent::start_with("n2", machine, &[&kubeconfig]).unwrap();
+    let mut other = Agent::start("n2", machine, &[&kubeconfig]).unwrap();
     other.wait_ready().unwrap();
 
     let seen = proxy.take_seen();

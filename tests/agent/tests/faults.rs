@@ -191,7 +191,7 @@ impl Stage {
         let api = Api::start(&underlay)?;
         let proxy = Proxy::start(&underlay, &api)?;
         api.add_node("n1", &["10.244.1.0/24"], json!({}))?;
-        let mut agent = Agent::start("n1", underlay.machine(1)?, &proxy.url(), &[])?;
+        let mut agent = Agent::start("n1", underlay.machine(1)?, &[&proxy.flag()])?;
         agent.wait_ready()?;
         let pod = |name: &str| -> Result<(Pod, WebServer)> {
             let pod = agent.pod(name)?;

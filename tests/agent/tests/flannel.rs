@@ -148,8 +148,9 @@ impl Cluster<'_> {
         }
         let (machine, rest) = node.stop().unwrap();
         rest.remove(&machine.netns).unwrap();
-        let mut agent =
-            Agent::start(&name, machine, &self.config.url(self.api), self.more).unwrap();
+        let server = self.config.flag(self.api, "--server", "--kubeconfig");
+        let arguments = [&[server.as_str()], self.more].concat();
+        let mut agent = Agent::start(&name, machine, &arguments).unwrap();
         agent.wait_ready().unwrap();
         let pod = agent.pod("c1").unwrap();
         let agent = Box::new(agent);

@@ -144,9 +144,9 @@ fn pods_reach_each_other_by_every_backend_over_both_underlays() {
     ] {
         let underlay = Underlay::new(1500).unwrap();
         let api = Api::start(&underlay).unwrap();
-        let url = match over_ipv6 {
-            true => api.url_v6(),
-            false => api.url(),
+        let server = match over_ipv6 {
+            true => api.flag_v6(),
+            false => api.flag(),
         };
         let nodes = [1, 2].map(|number| {
             let name = format!("n{number}");
@@ -162,7 +162,7 @@ fn pods_reach_each_other_by_every_backend_over_both_underlays() {
                 machine.netns.ip(&address).unwrap();
             }
             let overlay = format!("--overlay={backend}");
-            Agent::start(&name, machine, &url, &[&overlay]).unwrap()
+            Agent::start(&name, machine, &[&server, &overlay]).unwrap()
         });
         let pods = nodes.map(|mut node| {
             node.wait_ready().unwrap();

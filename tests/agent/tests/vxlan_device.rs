@@ -24,14 +24,14 @@ fn node(underlay: &Underlay, api: &Api, number: u8, over_ipv6: bool, more: &[&st
     api.add_node(&name, &[&cidrs[0], &cidrs[1]], json!({}))
         .unwrap();
     let machine = underlay.machine(number).unwrap();
-    let url = if over_ipv6 {
+    let server = if over_ipv6 {
         let address = format!("addr del {}/24 dev eth0", machine.ipv4);
         machine.netns.ip(&address).unwrap();
-        api.url_v6()
+        api.flag_v6()
     } else {
-        api.url()
+        api.flag()
     };
-    let mut agent = Agent::start(&name, machine, &url, more).unwrap();
+    let mut agent = Agent::start(&name, machine, &[&[server.as_str()], more].concat()).unwrap();
     agent.wait_ready().unwrap();
     agent
 }

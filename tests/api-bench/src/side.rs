@@ -14,8 +14,6 @@ use crate::http::{Call, Connection, Target};
 
 /// Far longer than a start takes, of kube-apiserver too.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Of kube-apiserver, which answers nobody without a name as soon as everything is allowed.
-const TOKEN: &str = "bench";
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Which server over which store.
@@ -81,7 +79,7 @@ impl Side {
         Target {
             address: self.address,
             authorities: (!self.is_ours()).then_some(certificate),
-            token: (!self.is_ours()).then(|| TOKEN.to_owned()),
+            token: (!self.is_ours()).then(|| tests_reference::TOKEN.to_owned()),
         }
     }
 
@@ -151,7 +149,7 @@ impl Side {
                 command.args(["--listen", &address, "--role", role]);
                 Ok(command)
             }
-            Program::Kubernetes(program, _) => kubernetes(
+            Program::Kubernetes(program, _) => tests_reference::command(
                 program,
                 &self.folder,
                 self.address,
@@ -215,42 +213,6 @@ impl Drop for Process {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// kube-apiserver without what needs more than this machine: no service accounts for Pods.
-fn kubernetes(program: &Path, folder: &Path, address: SocketAddr, etcd: &str) -> Result<Command> {
-    let key = folder.join("service-accounts.key");
-    // A kube-apiserver takes the public half of a private key only from older formats.
-    let public = folder.join("service-accounts.pub");
-    if !public.exists() {
-        let pair = rcgen::KeyPair::generate()?;
-        std::fs::write(&key, pair.serialize_pem())?;
-        std::fs::write(&public, pair.public_key_pem())?;
-    }
-    let tokens = folder.join("tokens.csv");
-    std::fs::write(&tokens, format!("{TOKEN},admin,admin,system:masters\n"))?;
-    let mut command = Command::new(program);
-    command
-        .arg("--token-auth-file")
-        .arg(&tokens)
-        .args([
-            "--etcd-servers",
-            etcd,
-            "--authorization-mode",
-            "AlwaysAllow",
-        ])
-        .args(["--bind-address", &address.ip().to_string()])
-        .args(["--secure-port", &address.port().to_string()])
-        .arg("--cert-dir")
-        .arg(folder.join("certificates"))
-        .args(["--service-cluster-ip-range", "10.96.0.0/16"])
-        .args(["--service-account-issuer", "https://localhost"])
-        .arg("--service-account-key-file")
-        .arg(&public)
-        .arg("--service-account-signing-key-file")
-        .arg(&key)
-        .args(["--disable-admission-plugins", "ServiceAccount"]);
-    Ok(command)
 }
 
 fn break_off<T>(name: &str, folder: &Path, why: &str) -> Result<T> {

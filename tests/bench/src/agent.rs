@@ -64,7 +64,7 @@ pub fn measure(shape: Shape) -> Result<Figures> {
     use_every_core()?;
     let runtime = tokio::runtime::Runtime::new()?;
     let api = ApiStub::new(shape);
-    let address = runtime.block_on(api.serve())?;
+    let address = runtime.block_on(api.serve(ApiStub::listener()?))?;
     let mut agent = Spoken::start("agent", &[address.to_string()])?;
     let synced: Synced = agent.hear().context("wait for complete maps")?;
     let lists_arrived = api.lists_arrived().context("no list was asked for")?;

@@ -1,21 +1,29 @@
-//! The Kubernetes API as far as the agent's watch streams see it, on a loopback port: pages of lists, and a watch of
-//! EndpointSlices into which the bench puts events. It runs in the bench, so that its memory is not the agent's.
+//! The Kubernetes API as far as proxies' watches see it, on a loopback port: pages of lists, and a watch of EndpointSlices
+//! into which the bench puts events. It runs in the bench, so that its memory is not the agent's.
 
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use axum::body::Body;
-use axum::http::Uri;
 use axum::http::header::CONTENT_TYPE;
+use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::serve::ListenerExt;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::channel::mpsc;
 use serde_json::{Value, json};
+
+/// What the lists hold.
+pub trait Objects: Send + Sync {
+    /// How many objects of a kind there are, `services` for example.
+    fn count(&self, plural: &str) -> u32;
+    /// The object with this number, which is less than [`Objects::count`].
+    fn object(&self, plural: &str, number: u32) -> Value;
+}
 
 /// How many services there are, and what is behind each.
 #[derive(Clone, Copy, Debug)]
@@ -28,9 +36,9 @@ pub struct Shape {
 }
 
 /// The lists and the watches.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ApiStub {
-    shape: Shape,
+    objects: Arc<dyn Objects>,
     state: Arc<Mutex<State>>,
 }
 
@@ -106,7 +114,24 @@ impl Shape {
     }
 }
 
-fn meta(name: &str, number: u32, labels: &Value) -> Value {
+impl Objects for Shape {
+    fn count(&self, plural: &str) -> u32 {
+        match plural {
+            "services" => self.services,
+            "endpointslices" => self.slice_count(),
+            _ => 0,
+        }
+    }
+
+    fn object(&self, plural: &str, number: u32) -> Value {
+        match plural {
+            "services" => self.service(number),
+            _ => self.slice(number, None),
+        }
+    }
+}
+
+pub fn meta(name: &str, number: u32, labels: &Value) -> Value {
     json!({
         "name": name,
         "namespace": "bench",
@@ -118,16 +143,23 @@ fn meta(name: &str, number: u32, labels: &Value) -> Value {
 }
 
 impl ApiStub {
-    pub fn new(shape: Shape) -> Self {
+    pub fn new(objects: impl Objects + 'static) -> Self {
         Self {
-            shape,
+            objects: Arc::new(objects),
             state: Arc::default(),
         }
     }
 
+    /// A free port of loopback, in the network namespace of the calling thread.
+    pub fn listener() -> Result<TcpListener> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    }
+
     /// Serves until the runtime ends; the address.
-    pub async fn serve(&self) -> Result<SocketAddr> {
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    pub async fn serve(&self, listener: TcpListener) -> Result<SocketAddr> {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
         // As kube-apiserver and ours do: else an event waits now and then for the acknowledgement of the one before it.
         let listener = listener.tap_io(|stream| {
@@ -179,29 +211,25 @@ impl ApiStub {
                 .split('&')
                 .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
         };
-        let path = uri.path();
+        let plural = uri.path().rsplit('/').next().unwrap_or_default();
+        // Not ignored: who asks for them waits for them, and lists when they are refused.
+        if of("sendInitialEvents").is_some() {
+            return refuse_initial_events();
+        }
         if of("watch").is_some() {
-            return self.watch(path.ends_with("/endpointslices"));
+            return self.watch(plural == "endpointslices");
         }
         let number = |text: Option<&str>, default| text.map_or(default, |t| t.parse().unwrap_or(0));
         let (first, limit) = (number(of("continue"), 0), number(of("limit"), u32::MAX));
-        let page = self.page(path, first, limit).to_string();
+        let page = self.page(plural, first, limit).to_string();
         ([(CONTENT_TYPE, "application/json")], page).into_response()
     }
 
-    fn page(&self, path: &str, first: u32, limit: u32) -> Value {
-        let shape = self.shape;
-        let kind = path.rsplit('/').next().unwrap_or_default();
-        let (total, item): (u32, Box<dyn Fn(u32) -> Value>) = match kind {
-            "services" => (shape.services, Box::new(|number| shape.service(number))),
-            "endpointslices" => (
-                shape.slice_count(),
-                Box::new(|number| shape.slice(number, None)),
-            ),
-            _ => (0, Box::new(|_| Value::Null)),
-        };
+    fn page(&self, plural: &str, first: u32, limit: u32) -> Value {
+        let total = self.objects.count(plural);
         let last = first.saturating_add(limit).min(total);
-        let items: Vec<Value> = (first..last).map(item).collect();
+        let objects = (first..last).map(|number| self.objects.object(plural, number));
+        let items: Vec<Value> = objects.collect();
         let mut metadata = json!({"resourceVersion": "1000"});
         if last < total {
             metadata["continue"] = last.to_string().into();
@@ -212,7 +240,14 @@ impl ApiStub {
                 state.lists_arrived = Some(Instant::now());
             }
         }
-        json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items})
+        let (api_version, kind) = match plural {
+            "services" => ("v1", "ServiceList"),
+            "endpointslices" => ("discovery.k8s.io/v1", "EndpointSliceList"),
+            "nodes" => ("v1", "NodeList"),
+            "servicecidrs" => ("networking.k8s.io/v1", "ServiceCIDRList"),
+            _ => ("v1", "List"),
+        };
+        json!({"kind": kind, "apiVersion": api_version, "metadata": metadata, "items": items})
     }
 
     fn watch(&self, slices: bool) -> Response {
@@ -225,4 +260,12 @@ impl ApiStub {
         }
         Body::from_stream(receiver.map(Ok::<_, Infallible>)).into_response()
     }
+}
+
+fn refuse_initial_events() -> Response {
+    let message = "sendInitialEvents is not served";
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Invalid", "code": 422,
+        "message": message, "details": {"causes": [{"field": "sendInitialEvents", "message": message}]}});
+    let json = [(CONTENT_TYPE, "application/json")];
+    (StatusCode::UNPROCESSABLE_ENTITY, json, status.to_string()).into_response()
 }

@@ -1,8 +1,12 @@
 //! The rules that kube-proxy lays for the same services, in its `iptables` and its `nftables` mode: chains, order and
-//! matches as its tests publish them (`TestOverallIPTablesRules`, `TestOverallNFTablesRules`), names of the same length.
+//! matches as its tests publish them (`TestOverallIPTablesRules`, `TestOverallNFTablesRules`), names of the same length. Where
+//! a kube-proxy is given, it lays its own too ([`real`]).
+
+mod real;
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -51,6 +55,21 @@ impl Mode {
                 Self::Nftables => node.feed("nft", &["-f", "-"], &nftables(&ports)),
             }
             .with_context(|| format!("lay the rules of {services} services in {self:?} mode"))?;
+        }
+        Self::forget_fast(cell)
+    }
+
+    /// Lays them by this kube-proxy.
+    pub fn lay_by(self, program: &Path, cell: &mut Cell, services: u16) -> Result<()> {
+        for number in [1, 2] {
+            real::lay(program, self, cell, number, service_ports(services))
+                .with_context(|| format!("have {} lay its rules", program.display()))?;
+        }
+        Self::forget_fast(cell)
+    }
+
+    fn forget_fast(cell: &mut Cell) -> Result<()> {
+        for node in &cell.nodes {
             // A source port that comes again opens a flow of its own, and a closed connection goes soon.
             let seconds = UDP_TIMEOUT.as_secs().to_string();
             node.sysctl("net/netfilter/nf_conntrack_udp_timeout", &seconds)?;

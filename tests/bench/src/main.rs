@@ -56,6 +56,9 @@ enum Bench {
         /// Only this part.
         #[arg(long, value_name = "PART")]
         only: Option<services::Part>,
+        /// Measure this kube-proxy's own rules too.
+        #[arg(long, value_name = "PATH")]
+        kube_proxy: Option<PathBuf>,
     },
     /// Ways to the other node, the kernel's, ours and a process's: under three minutes.
     Overlay {
@@ -121,8 +124,12 @@ fn main() -> Result<()> {
         Bench::Smoke(options) => smoke::run(&options),
         Bench::Profile { options, only } => profile::run(&options, only.as_deref()),
         Bench::Packets { options, compare } => packets::run(&options, compare.as_deref()),
-        Bench::Services { options, only } => services::run(&options, only),
         Bench::Overlay { options, flanneld } => overlay::run(&options, flanneld.as_deref()),
+        Bench::Services {
+            options,
+            only,
+            kube_proxy,
+        } => services::run(&options, only, kube_proxy.as_deref()),
         Bench::Agent { api } => agent::run(api),
         Bench::TunProxy { own, other } => tun_proxy::serve(own, other),
         Bench::Other { program, arguments } => process::become_other(&program, &arguments),

@@ -1,6 +1,7 @@
 //! `services`: ClusterIPs at growing numbers of services, beside kube-proxy's rules and plain routing.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -66,7 +67,7 @@ struct Ours {
     dataplanes: Vec<Dataplane>,
 }
 
-/// A cell with kube-proxy's rules.
+/// A cell with kube-proxy's rules, or those that a kube-proxy laid.
 #[derive(Debug)]
 struct Rules {
     name: String,
@@ -111,7 +112,8 @@ impl Ours {
 }
 
 impl Cells {
-    fn new() -> Result<Self> {
+    /// `kube_proxy`: one that lays rules of its own beside those of the bench.
+    fn new(kube_proxy: Option<&Path>) -> Result<Self> {
         let mut ours = Vec::new();
         for services in [SMALLEST, USUAL, LARGE, LARGEST] {
             let cell = Cell::new(Underlay::Routing)?;
@@ -135,6 +137,12 @@ impl Cells {
             mode.lay(&mut cell, services)?;
             let name = format!("{kind}/{services}");
             rules.push(Rules { name, cell });
+            if let Some(program) = kube_proxy {
+                let mut cell = Cell::new(Underlay::Routing)?;
+                mode.lay_by(program, &mut cell, services)?;
+                let name = format!("kube-proxy-{kind}/{services}");
+                rules.push(Rules { name, cell });
+            }
         }
         Ok(Self {
             routing: Cell::new(Underlay::Routing)?,
@@ -180,9 +188,19 @@ impl Cells {
             comparisons.extend([
                 Comparison::new(at(LARGEST), at(SMALLEST), FLAT),
                 Comparison::new(many, at(SMALLEST), Kind::Plain),
-                Comparison::new(at(USUAL), format!("nftables/{USUAL}"), AGAINST_NFTABLES),
-                Comparison::new(at(LARGE), format!("iptables/{LARGE}"), AGAINST_IPTABLES),
             ]);
+            for by in ["", "kube-proxy-"] {
+                let (nftables, iptables) = (
+                    format!("{by}nftables/{USUAL}"),
+                    format!("{by}iptables/{LARGE}"),
+                );
+                if self.rules.iter().any(|rules| rules.name == nftables) {
+                    comparisons.extend([
+                        Comparison::new(at(USUAL), nftables, AGAINST_NFTABLES),
+                        Comparison::new(at(LARGE), iptables, AGAINST_IPTABLES),
+                    ]);
+                }
+            }
         }
         Session {
             ways,
@@ -257,7 +275,7 @@ pub enum Part {
 }
 
 /// Runs the bench, or a part of it, prints its table and writes its rows.
-pub fn run(options: &Options, only: Option<Part>) -> Result<()> {
+pub fn run(options: &Options, only: Option<Part>, kube_proxy: Option<&Path>) -> Result<()> {
     let mut bench = Bench::start(BENCH, options)?;
     let mut agents = Vec::new();
     if only != Some(Part::Packets) {
@@ -265,7 +283,7 @@ pub fn run(options: &Options, only: Option<Part>) -> Result<()> {
         bench.note("agents");
     }
     if only != Some(Part::Agent) {
-        let cells = Cells::new()?;
+        let cells = Cells::new(kube_proxy)?;
         bench.measure(&[cells.cluster_ip(), cells.node_port()])?;
     }
     bench.outcome.rows.extend(agents);

@@ -12,13 +12,19 @@
 //! [exit 1]
 //! ```
 //!
-//! A command is a line for `sh`, in the folder of the case's files; lines that begin with `> ` go on with it.
+//! A command is a line for `sh`, in the folder of the case's files; lines that begin with `> ` go on with it. Where a
+//! kube-apiserver is known to answer otherwise, a line `[kube-apiserver: WHY]` stands below the output, and below that line what is
+//! printed there.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
 const TRANSCRIPT: &str = "transcript";
+/// In the place of a reason, until somebody knows it.
+pub const UNEXPLAINED: &str = "why?";
+/// Above what a kube-apiserver's clients print.
+const OTHERWISE: (&str, &str) = ("[kube-apiserver: ", "]");
 
 /// One case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,6 +41,15 @@ pub struct Case {
 pub struct Step {
     pub command: String,
     /// What it prints, both streams as they come, and `[exit N]` when it fails.
+    pub output: String,
+    pub otherwise: Option<Otherwise>,
+}
+
+/// A known difference.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Otherwise {
+    pub why: String,
+    /// What the command prints before a kube-apiserver.
     pub output: String,
 }
 
@@ -96,7 +111,7 @@ impl Case {
         if let Some(command) = line.strip_prefix("$ ") {
             self.steps.push(Step {
                 command: command.to_owned(),
-                output: String::new(),
+                ..Step::default()
             });
             return Ok(());
         }
@@ -104,12 +119,20 @@ impl Case {
             .steps
             .last_mut()
             .with_context(|| format!("{line:?} stands above the first command"))?;
-        match line.strip_prefix("> ") {
-            Some(more) if step.output.is_empty() => {
-                step.command.push('\n');
-                step.command.push_str(more);
-            }
-            _ => push_line(&mut step.output, line),
+        if let Some(more) = line.strip_prefix("> ")
+            && step.output.is_empty()
+        {
+            step.command.push('\n');
+            step.command.push_str(more);
+        } else if let Some(otherwise) = &mut step.otherwise {
+            push_line(&mut otherwise.output, line);
+        } else if let Some(why) = why(line) {
+            step.otherwise = Some(Otherwise {
+                why: why.to_owned(),
+                output: String::new(),
+            });
+        } else {
+            push_line(&mut step.output, line);
         }
         Ok(())
     }
@@ -150,8 +173,42 @@ impl Case {
 impl Step {
     #[must_use]
     pub fn render(&self) -> String {
-        format!("$ {}\n{}", self.command.replace('\n', "\n> "), self.output)
+        let mut text = format!("$ {}\n{}", self.command.replace('\n', "\n> "), self.output);
+        if let Some(Otherwise { why, output }) = &self.otherwise {
+            let (before, behind) = OTHERWISE;
+            text.push_str(&format!("{before}{why}{behind}\n{output}"));
+        }
+        text
     }
+
+    /// What the command is to print: before our server, or before a kube-apiserver.
+    #[must_use]
+    pub fn expected(&self, of_reference: bool) -> &str {
+        match &self.otherwise {
+            Some(otherwise) if of_reference => &otherwise.output,
+            _ => &self.output,
+        }
+    }
+
+    /// Takes for right what was printed.
+    pub fn update(&mut self, printed: String, by_reference: bool) {
+        if !by_reference {
+            self.output = printed;
+        } else if printed == self.output {
+            self.otherwise = None;
+        } else {
+            let otherwise = self.otherwise.get_or_insert_with(|| Otherwise {
+                why: UNEXPLAINED.to_owned(),
+                output: String::new(),
+            });
+            otherwise.output = printed;
+        }
+    }
+}
+
+fn why(line: &str) -> Option<&str> {
+    let (before, behind) = OTHERWISE;
+    line.strip_prefix(before)?.strip_suffix(behind)
 }
 
 fn header(line: &str) -> Option<&str> {
@@ -180,6 +237,25 @@ mod tests {
         assert_eq!(case.steps[0].output, "-- not a header --\n[exit 1]\n");
         assert_eq!(case.calls(), 2);
         assert_eq!(case.render().unwrap(), TEXT);
+    }
+
+    #[test]
+    fn a_known_difference_is_kept_with_its_reason_until_it_is_gone() {
+        let mut case = Case::parse(TEXT).unwrap();
+        case.steps[1].update("ours\n".into(), false);
+        case.steps[1].update("theirs\n".into(), true);
+        let text = case.render().unwrap();
+        assert!(text.ends_with("$ helm list\nours\n[kube-apiserver: why?]\ntheirs\n"));
+        let text = text.replace("why?", "another list");
+        let mut case = Case::parse(&text).unwrap();
+        let step = &mut case.steps[1];
+        assert_eq!(step.expected(false), "ours\n");
+        assert_eq!(step.expected(true), "theirs\n");
+        step.update("theirs still\n".into(), true);
+        assert_eq!(step.otherwise.as_ref().unwrap().why, "another list");
+        step.update("ours\n".into(), true);
+        assert_eq!(step.otherwise, None);
+        assert_eq!(step.expected(true), "ours\n");
     }
 
     #[test]

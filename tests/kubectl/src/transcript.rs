@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use regex::Regex;
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -42,6 +44,7 @@ const VOLATILE: &[(&str, &str)] = &[
     (r#"(?i)("?resource ?version"?: *"?)\d+"#, "${1}VERSION"),
     (r"((Client|Server) Version: )\S+", "${1}VERSION"),
     // Ages of a table: padded to three, so that the columns behind them stand.
+    (r"(?m)(^|[ \t])\d+m\d+s( |\t|\)|$)", "${1}AGE${2}"),
     (r"(?m)(^|[ \t])\d{2}s( |\t|\)|$)", "${1}AGE${2}"),
     (r"(?m)(^|[ \t])\ds(  )", "${1}AGE "),
     (r"(?m)(^|[ \t])\ds( |\t|\)|$)", "${1}AGE${2}"),
@@ -109,12 +112,19 @@ impl Shell {
             .env("TZ", "UTC")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .kill_on_drop(true)
+            // With what it starts.
+            .process_group(0)
             .spawn()
             .context("cannot start sh")?;
+        let group = child.id().and_then(|id| i32::try_from(id).ok());
         let output = match tokio::time::timeout(PATIENCE, child.wait_with_output()).await {
             Ok(output) => output?,
-            Err(_) => bail!("`{command}` did not end within {PATIENCE:?}"),
+            Err(_) => {
+                if let Some(leader) = group {
+                    killpg(Pid::from_raw(leader), Signal::SIGKILL)?;
+                }
+                bail!("`{command}` did not end within {PATIENCE:?}")
+            }
         };
         let mut text = settled(&String::from_utf8_lossy(&output.stdout), root);
         if !text.is_empty() && !text.ends_with('\n') {

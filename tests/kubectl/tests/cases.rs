@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tests_kubectl::Server;
-use tests_kubectl::case::{self, Case, Step};
-use tests_kubectl::reference::{self, KubeApiserver};
+use tests_kubectl::case::{self, Case, Otherwise, Step, UNEXPLAINED};
+use tests_kubectl::reference::KubeApiserver;
 use tests_kubectl::transcript::Shell;
 
 /// How many commands the cases hold together, at least.
@@ -15,7 +15,7 @@ const COMMANDS: usize = 120;
 
 fn main() -> Result<()> {
     let arguments = Arguments::from_args();
-    match reference::given() {
+    match tests_reference::given() {
         Some(path) => println!("cases: against the reference {}", path.display()),
         None => println!(
             "cases: against our server only: no reference was given (`cargo xtask test --suite kubectl --reference PATH` takes a kube-apiserver; no package of one is known to the setup)"
@@ -23,9 +23,12 @@ fn main() -> Result<()> {
     }
     let paths = case::all()?;
     let mut calls = 0;
+    let mut otherwise = Vec::new();
     let mut trials = Vec::new();
     for path in paths {
-        calls += Case::read(&path)?.calls();
+        let case = Case::read(&path)?;
+        calls += case.calls();
+        otherwise.extend(case.steps.into_iter().filter_map(|step| step.otherwise));
         let name = path
             .file_stem()
             .unwrap_or_default()
@@ -40,9 +43,17 @@ fn main() -> Result<()> {
         }));
     }
     println!(
-        "cases: {} files with {calls} calls of kubectl and helm",
-        trials.len()
+        "cases: {} files with {calls} calls of kubectl and helm; {} commands are known to be answered otherwise by a kube-apiserver",
+        trials.len(),
+        otherwise.len()
     );
+    trials.push(Trial::test("each_difference_has_a_reason", move || {
+        let of = |difference: &Otherwise| [UNEXPLAINED, ""].contains(&difference.why.as_str());
+        match otherwise.iter().find(|difference| of(difference)) {
+            Some(without) => Err(format!("why this?\n{}", without.output).into()),
+            None => Ok(()),
+        }
+    }));
     trials.push(Trial::test(
         format!("there_are_{COMMANDS}_commands"),
         move || {
@@ -57,9 +68,10 @@ fn main() -> Result<()> {
 
 async fn run(path: &Path, name: &str) -> Result<()> {
     let mut case = Case::read(path)?;
-    let found = match reference::given() {
+    let reference = tests_reference::given();
+    let found = match &reference {
         Some(program) => {
-            let server = KubeApiserver::start(&program).await?;
+            let server = KubeApiserver::start(program).await?;
             play(&case, &server.kubeconfig()).await?
         }
         None => {
@@ -67,15 +79,21 @@ async fn run(path: &Path, name: &str) -> Result<()> {
             play(&case, &server.kubeconfig()).await?
         }
     };
+    let of_reference = reference.is_some();
     if std::env::var_os("FAIRLEAD_UPDATE").is_some() {
-        case.steps = found;
+        for (step, printed) in case.steps.iter_mut().zip(found) {
+            step.update(printed, of_reference);
+        }
         std::fs::write(path, case.render()?)?;
         return Ok(());
     }
-    let pairs = case.steps.iter().zip(&found);
-    let wrong: Vec<String> = pairs
-        .filter(|(want, found)| want != found)
-        .map(|(want, found)| format!("--- expected\n{}--- found\n{}", want.render(), found.output))
+    let wrong: Vec<String> = (case.steps.iter().zip(&found))
+        .filter(|(step, found)| step.expected(of_reference) != *found)
+        .map(|(step, found)| {
+            let Step { command, .. } = step;
+            let expected = step.expected(of_reference);
+            format!("--- expected\n$ {command}\n{expected}--- found\n{found}")
+        })
         .collect();
     ensure!(
         wrong.is_empty(),
@@ -87,14 +105,11 @@ async fn run(path: &Path, name: &str) -> Result<()> {
 }
 
 /// What every command prints, each after the one before it, whatever that printed.
-async fn play(case: &Case, kubeconfig: &str) -> Result<Vec<Step>> {
+async fn play(case: &Case, kubeconfig: &str) -> Result<Vec<String>> {
     let shell = Shell::new(case, kubeconfig)?;
-    let mut steps = Vec::new();
+    let mut printed = Vec::new();
     for Step { command, .. } in &case.steps {
-        steps.push(Step {
-            command: command.clone(),
-            output: shell.run(command).await?,
-        });
+        printed.push(shell.run(command).await?);
     }
-    Ok(steps)
+    Ok(printed)
 }

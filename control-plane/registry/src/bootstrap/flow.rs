@@ -42,7 +42,7 @@ mod tests {
     fn every_schema_names_a_level() {
         let all: Value = serde_yaml_ng::from_str(DEFAULTS).unwrap();
         let schemas = all["schemas"].as_object().unwrap();
-        assert_eq!(schemas.len(), 14);
+        assert_eq!(schemas.len(), 12);
         for (name, schema) in schemas {
             let level = schema["priorityLevelConfiguration"]["name"].as_str();
             assert!(all["levels"].get(level.unwrap()).is_some(), "{name}");

@@ -300,20 +300,18 @@ impl Rule {
             "" => self.field_path.trim_start_matches('.').to_owned(),
             path => format!("{path}{}", self.field_path),
         };
-        // The values of larger things are not shown.
-        let shown = match value {
-            Value::Object(_) => "object".into(),
-            Value::Array(_) => "array".into(),
-            other => other.clone(),
+        let error = match self.reason.as_str() {
+            "FieldValueForbidden" => return FieldError::forbidden(path, why),
+            "FieldValueRequired" => return FieldError::required(path, &why),
+            "FieldValueDuplicate" => FieldError::duplicate(path, ()),
+            _ => FieldError::invalid(path, (), ""),
         };
-        match self.reason.as_str() {
-            "FieldValueForbidden" => FieldError::forbidden(path, why),
-            "FieldValueRequired" => FieldError::required(path, &why),
-            "FieldValueDuplicate" => FieldError {
-                detail: why,
-                ..FieldError::duplicate(path, shown)
-            },
-            _ => FieldError::invalid(path, shown, why),
+        // The values of larger things are not shown.
+        let shown = !(value.is_object() || value.is_array());
+        FieldError {
+            detail: why,
+            value: shown.then(|| value.clone()),
+            ..error
         }
     }
 }

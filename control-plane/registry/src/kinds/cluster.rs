@@ -334,7 +334,7 @@ pub(super) static ROWS: &[Kind] = &[
         schema: "io.k8s.api.storage.v1.VolumeAttachment",
         subresources: STATUS,
         printer: table::VOLUME_ATTACHMENT,
-        strategy: strategies::CHECKED,
+        strategy: strategies::VOLUME_ATTACHMENT,
         ..ROW
     },
     Kind {

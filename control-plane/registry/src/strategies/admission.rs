@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use control_plane_cel::{Program, Variable};
 use serde_json::{Value, json};
 
-use super::{CHECKED, Strategy, defaults};
+use super::{CHECKED, Strategy, defaults, empty_status};
 use crate::errors::FieldError;
 use crate::json::Json;
 use crate::validate::{self, one_of};
@@ -28,6 +28,7 @@ pub const VALIDATING_POLICY: Strategy = Strategy {
             );
         }
     },
+    prepare_create: empty_status,
     validate: validate_policy,
     required: true,
     generation: true,

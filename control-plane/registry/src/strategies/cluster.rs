@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::template::immutable;
-use super::{Strategy, admission, defaults};
+use super::{Strategy, admission, defaults, empty_status};
 use crate::errors::FieldError;
 use crate::json::Json;
 use crate::meta;
@@ -120,12 +120,14 @@ pub const API_SERVICE: Strategy = Strategy {
 
 pub const FLOW_SCHEMA: Strategy = Strategy {
     default: |schema| schema.put_default("/spec/matchingPrecedence", 1000),
+    prepare_create: empty_status,
     required: true,
     generation: true,
     ..Strategy::PLAIN
 };
 
 pub const PRIORITY_LEVEL: Strategy = Strategy {
+    prepare_create: empty_status,
     default: |level| {
         if level.has("/spec/limited") {
             defaults(

@@ -25,7 +25,6 @@ pub const CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
         }
     },
     prepare_create: |definition| {
-        definition.put("/metadata/finalizers", json!([CLEANUP]));
         let condition = |kind: &str, reason: &str, message: &str| {
             json!({"type": kind, "status": "True", "lastTransitionTime": meta::now(),
                 "reason": reason, "message": message})
@@ -58,6 +57,11 @@ pub const CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
         );
     },
     terminate: |definition| {
+        let mut finalizers = definition.items("/metadata/finalizers").to_vec();
+        if !finalizers.contains(&json!(CLEANUP)) {
+            finalizers.push(json!(CLEANUP));
+        }
+        definition.put("/metadata/finalizers", finalizers);
         let condition = json!({"type": "Terminating", "status": "True", "lastTransitionTime": meta::now(),
             "reason": "InstanceDeletionPending",
             "message": "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon"});
@@ -65,6 +69,8 @@ pub const CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
             conditions.push(condition);
         }
     },
+    // Its objects go first, as [`CLEANUP`] says from then on.
+    waits: |definition| !definition.has("/metadata/deletionTimestamp"),
     required: true,
     generation: true,
     ..Strategy::PLAIN

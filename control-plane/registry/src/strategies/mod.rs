@@ -27,7 +27,7 @@ mod template;
 mod template_generation;
 mod workloads;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::allocate::Claims;
 use crate::errors::FieldError;
@@ -55,7 +55,9 @@ pub use pod::{POD, bind};
 pub use policy::{DISRUPTION_BUDGET, covers, frees_unready, needs_no_budget, spend};
 pub use quota::{LIMIT_RANGE, RESOURCE_QUOTA};
 pub use service::SERVICE;
-pub use storage::{CSI_DRIVER, PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM, STORAGE_CLASS};
+pub use storage::{
+    CSI_DRIVER, PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM, STORAGE_CLASS, VOLUME_ATTACHMENT,
+};
 pub use template::POD_TEMPLATE;
 pub use workloads::{
     CONTROLLER_REVISION, DAEMON_SET, DEPLOYMENT, REPLICA_SET, REPLICATION_CONTROLLER, STATEFUL_SET,
@@ -165,4 +167,9 @@ fn defaults<'a>(object: &mut Value, values: impl IntoIterator<Item = (&'a str, V
     for (pointer, value) in values {
         object.put_default(pointer, value);
     }
+}
+
+/// A first status in which nothing stands yet.
+fn empty_status(object: &mut Value) {
+    object.put("/status", Value::Object(Map::new()));
 }

@@ -147,8 +147,19 @@ pub const CSI_DRIVER: Strategy = Strategy {
             ],
         );
     },
-    generation: true,
+    // Begins without one, unlike other kinds.
+    count: |new, old| {
+        if !same(&new["spec"], &old["spec"]) {
+            let generation = old.integer("/metadata/generation").unwrap_or(0);
+            new.put("/metadata/generation", generation + 1);
+        }
+    },
     ..Strategy::PLAIN
+};
+
+pub const VOLUME_ATTACHMENT: Strategy = Strategy {
+    prepare_create: |attachment| attachment.put("/status", json!({"attached": false})),
+    ..super::CHECKED
 };
 
 fn access_modes(object: &Value, errors: &mut Vec<FieldError>) {
