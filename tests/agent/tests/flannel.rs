@@ -81,7 +81,10 @@ impl Cluster<'_> {
             if flanneld().is_some() {
                 if let Registry::Nodes(api) = self.registry {
                     let subnet = self.config.subnet(&machine).to_string();
-                    api.add_node(&name, &[&subnet], json!({})).unwrap();
+                    // A kubelet's Node has some; flanneld ends by a fault of its own where there is none.
+                    let annotations =
+                        json!({"volumes.kubernetes.io/controller-managed-attach-detach": "true"});
+                    api.add_node(&name, &[&subnet], annotations).unwrap();
                 }
                 return self.real(machine);
             }
