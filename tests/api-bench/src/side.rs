@@ -95,11 +95,17 @@ impl Side {
     }
 
     async fn ready(&mut self, begun: Instant) -> Result<()> {
+        let target = self.target();
+        let ask = async || -> Result<()> {
+            let mut connection = Connection::open(&target).await?;
+            connection.ask(&Call::get("/readyz")).await?;
+            Ok(())
+        };
+        let mut last = String::new();
         while begun.elapsed() < PATIENCE {
-            if let Ok(mut connection) = Connection::open(&self.target()).await
-                && connection.ask(&Call::get("/readyz")).await.is_ok()
-            {
-                return Ok(());
+            match ask().await {
+                Ok(()) => return Ok(()),
+                Err(error) => last = format!("{error:#}"),
             }
             if let Some(process) = &mut self.process
                 && let Some(status) = process.0.try_wait()?
@@ -108,7 +114,8 @@ impl Side {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        break_off(self.name, &self.folder, "it is not ready after two minutes")
+        let why = format!("it is not ready after {PATIENCE:?}: {last}");
+        break_off(self.name, &self.folder, &why)
     }
 
     /// Ends it as a service manager does.

@@ -11,7 +11,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
-/// Shakes hands on `tcp` and checks the server's name, which is `localhost`.
+/// Shakes hands on `tcp` and checks that the certificate is of the address at its other end.
 pub async fn connect(authorities: &Path, tcp: TcpStream) -> Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     let certificates = CertificateDer::pem_file_iter(authorities)
@@ -24,7 +24,7 @@ pub async fn connect(authorities: &Path, tcp: TcpStream) -> Result<TlsStream<Tcp
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let name = ServerName::try_from("localhost")?;
+    let name = ServerName::from(tcp.peer_addr()?.ip());
     Ok(TlsConnector::from(Arc::new(config))
         .connect(name, tcp)
         .await?)
