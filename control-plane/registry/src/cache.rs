@@ -3,6 +3,7 @@
 //! Watchers hold a position in the ring and read on from it; nothing is buffered for them. Who falls out of
 //! the ring is told that its version is too old, and lists again.
 
+mod bell;
 mod table;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -22,6 +23,7 @@ use crate::custom;
 use crate::errors::{ApiError, Result};
 use crate::kinds::{self, Kind, Kinds};
 use crate::object::{Event, EventType, Object};
+use bell::Bell;
 use table::Table;
 
 /// Everything of this system stands below.
@@ -62,6 +64,8 @@ struct Shared {
     state: RwLock<State>,
     /// Moves with every change of this kind.
     changed: watch::Sender<()>,
+    /// The same for watches.
+    bell: Arc<Bell>,
 }
 
 #[derive(Debug, Default)]
@@ -235,6 +239,14 @@ impl Cache {
         }
     }
 
+    /// Signals changes of the kind to a watch: several at once while they come fast and many watches are sent them all.
+    pub fn listen(&self, kind: &Kind) -> watch::Receiver<()> {
+        match self.of(kind) {
+            Some(cache) => cache.shared.bell.listen(),
+            None => watch::Sender::new(()).subscribe(),
+        }
+    }
+
     /// `None` when the kind was of a definition that is gone.
     fn of(&self, kind: &Kind) -> Option<KindCache> {
         let table = self.table();
@@ -274,9 +286,7 @@ impl Cache {
         }
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Table::new(caches));
         // Watchers of what is gone learn it.
-        for cache in &custom {
-            cache.shared.changed.send_replace(());
-        }
+        custom.iter().for_each(|cache| cache.shared.signal());
     }
 
     /// Reads everything, with the latest `REPLAY` revisions of history, and goes over to following the store.
@@ -337,9 +347,7 @@ impl Cache {
                 ..new
             };
         }
-        table.caches.iter().for_each(|k| {
-            k.shared.changed.send_replace(());
-        });
+        table.caches.iter().for_each(|k| k.shared.signal());
         self.revision.send_replace(revision);
         Ok(Following {
             newer,
@@ -417,12 +425,17 @@ impl Cache {
         }
         touched.sort_by_key(Arc::as_ptr);
         touched.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        for shared in touched {
-            shared.changed.send_replace(());
-        }
+        touched.iter().for_each(|shared| shared.signal());
         // Last: whoever waited for the revision finds that the kind has changed, and works out anew what follows from it.
         self.revision
             .send_if_modified(|now| std::mem::replace(now, revision.max(*now)) < revision);
+    }
+}
+
+impl Shared {
+    fn signal(&self) {
+        self.changed.send_replace(());
+        Bell::ring(&self.bell);
     }
 }
 
@@ -433,6 +446,7 @@ impl KindCache {
             shared: Arc::new(Shared {
                 state: RwLock::default(),
                 changed: watch::Sender::new(()),
+                bell: Arc::default(),
             }),
         }
     }

@@ -65,7 +65,7 @@ impl Registry {
     ) -> Result<Watch> {
         options.validate()?;
         let cache = self.shared_cache();
-        let changed = cache.subscribe(kind);
+        let changed = cache.listen(kind);
         let version = options.resource_version.unwrap_or(0);
         let initial_events = options.send_initial_events == Some(true);
         let mut watch = Watch {
